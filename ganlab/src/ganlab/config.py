@@ -1,0 +1,310 @@
+"""Everything that can be configured, as frozen dataclasses.
+
+The command line is generated from these classes, so ``ganlab train pix2pix --help`` and
+``Pix2PixConfig(...)`` in a notebook are the same thing. This module imports neither torch nor
+rasterio, which keeps the command line quick.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Norm = Literal["batch", "instance", "channel", "none"]
+Up = Literal["transposed", "resize", "subpixel"]
+Adversarial = Literal["vanilla", "least_squares", "hinge"]
+
+
+@dataclass(frozen=True)
+class ToytownConfig:
+    """Make georeferenced aerial scenes of an invented town, with exact labels."""
+
+    to: Path
+    """Folder for ``town-NNN.tif`` (RGB, uint8) and ``town-NNN-labels.tif`` (classes, uint8)."""
+    scenes: int = 1
+    """How many scenes; scene i is made from seed + i."""
+    size: int = 2048
+    """Width and height in pixels."""
+    resolution: float = 0.3
+    """Ground size of a pixel in metres."""
+    seed: int = 0
+    """Same seed, same bytes."""
+
+
+@dataclass(frozen=True)
+class TilingConfig:
+    """Cut scenes into a tile store that training reads at memory speed."""
+
+    images: tuple[str, ...]
+    """Scenes. Separate band files of one scene are joined by commas: B4.tif,B3.tif,B2.tif."""
+    to: Path
+    """Folder of the new tile store; it must not exist yet."""
+    labels: tuple[str, ...] = ()
+    """Class rasters or vector files (GeoJSON, GeoPackage), one for each scene."""
+    size: int = 256
+    """Width and height of a tile in pixels, after scaling."""
+    stride: int | None = None
+    """Distance of neighbouring tiles in pixels, after scaling; the tile size if not given."""
+    scale: float = 1.0
+    """Tile pixels per scene pixel: 0.5 halves the resolution."""
+    edges: Literal["shift", "pad", "drop"] = "shift"
+    """The last window of a row: shifted back inside, padded with invalid pixels, or dropped."""
+    minimum_valid: float = 0.5
+    """Tiles with a smaller share of valid pixels are left out."""
+    bands: tuple[str, ...] = ()
+    """Bands to keep, by number (from 1) or name; all if not given."""
+    classes: tuple[int, ...] = ()
+    """Label values that may occur; collected from the labels if not given."""
+    attribute: str | None = None
+    """Vector labels: the attribute that holds the class; 1 inside and 0 outside if not given."""
+    groups: tuple[str, ...] = ()
+    """A group (a city, say) for each scene, to split by; the scene's name if not given."""
+    nodata: float | None = None
+    """Value of missing pixels, where the images do not declare one."""
+    ungeoreferenced: bool = False
+    """Accept images without a coordinate system; pairs must then agree in size."""
+    workers: int = 1
+    """Processes that tile side by side."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How tiles are shared out: computed from the index, never stored, so it can change."""
+
+    by: Literal["block", "group"] = "block"
+    """By square blocks of ground inside every scene, or by whole groups of scenes."""
+    block: int = 1024
+    """Width of a block in tile pixels."""
+    validation: float = 0.15
+    """Share of blocks or groups for validation."""
+    test: float = 0.15
+    """Share of blocks or groups for the test."""
+    test_groups: tuple[str, ...] = ()
+    """Groups that are the test set, by name (with by="group")."""
+    validation_groups: tuple[str, ...] = ()
+    """Groups that are the validation set, by name (with by="group")."""
+    seed: int = 0
+    """Which blocks or groups fall where."""
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """How stored values become about [-1, 1] (affine for each band, never clipped)."""
+
+    low: tuple[float, ...] = ()
+    """Stored value that becomes -1, one for all bands or one for each. If not given: 0 for
+    uint8, otherwise the 0.5 % quantile of the training tiles."""
+    high: tuple[float, ...] = ()
+    """Stored value that becomes +1. If not given: 255 for uint8, otherwise the 99.5 %
+    quantile."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """A factor as a function of the step: the same form for learning rates and loss weights."""
+
+    shape: Literal["constant", "linear", "cosine", "fade_out"] = "constant"
+    """Constant 1; straight line or half cosine from 1 to ``end``; fade_out is linear to 0."""
+    start: float = 0.5
+    """Share of the training after which the factor begins to change."""
+    stop: float = 1.0
+    """Share of the training at which the change is complete."""
+    end: float = 0.0
+    """Last value of linear and cosine."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a U-Net generator (Ronneberger et al. 2015; Isola et al. 2017)."""
+
+    width: int = 64
+    """Channels of the first level; doubled at each level up to eight times."""
+    depth: int = 8
+    """Number of halvings; 8 takes 256 pixels to one."""
+    norm: Norm = "channel"
+    """Normalization. "channel" (per pixel, over channels) has no statistics to jump between
+    tiles; "instance" and "batch" are those of pix2pix."""
+    block: Literal["plain", "residual"] = "plain"
+    """One convolution for each level, or residual blocks as well."""
+    up: Up = "transposed"
+    """Up-sampling: 4x4 transposed convolution, nearest + 3x3 convolution, or pixel shuffle."""
+    dropout: float = 0.5
+    """Drop probability in the three deepest decoder levels that follow the bottleneck."""
+
+
+@dataclass(frozen=True)
+class PatchGANConfig:
+    """Shape of a PatchGAN discriminator (Isola et al. 2017)."""
+
+    width: int = 64
+    """Channels of the first layer; doubled at each layer up to eight times."""
+    layers: int = 3
+    """Layers with stride 2: 3 sees 70 x 70 pixels, 2 sees 34, 1 sees 16."""
+    norm: Norm = "channel"
+    """Normalization, absent in the first and the last layer."""
+
+
+@dataclass(frozen=True)
+class Pix2PixConfig:
+    """Paired image-to-image translation (Isola et al. 2017)."""
+
+    source: str = "label"
+    """What is given: a source of the tile store."""
+    target: str = "image"
+    """What is made: another source of the tile store."""
+    generator: UNetConfig = field(default_factory=UNetConfig)
+    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    adversarial: Adversarial = "vanilla"
+    """The game that the two networks play."""
+    adversarial_weight: float = 1.0
+    """Weight of the adversarial term for the generator; 0 trains without discriminator."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Distance between made and true image."""
+    reconstruction_weight: float = 100.0
+    """Its weight: the lambda of pix2pix."""
+    reconstruction_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How that weight changes during the training."""
+    discriminator_factor: float = 0.5
+    """Factor of the discriminator's loss: pix2pix halves it to slow the discriminator."""
+    noise: bool = False
+    """Keep dropout when applying the model, as pix2pix does for variety."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a task is trained."""
+
+    steps: int = 20_000
+    """Generator updates."""
+    batch_size: int = 8
+    """Tiles for each update, over all processes together."""
+    crop: int | None = None
+    """Width of a random crop from each tile; whole tiles if not given."""
+    augment: bool = True
+    """Random flips and quarter turns, the same for image, label and valid mask."""
+    seed: int = 0
+    """Every random choice follows from it."""
+    generator_lr: float = 2e-4
+    """Adam's learning rate for the generator."""
+    discriminator_lr: float = 2e-4
+    """Adam's learning rate for the discriminator."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Factor of both learning rates."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the networks; fp16 scales its gradients; auto takes bf16 where the device
+    has it, fp16 on older GPUs, fp32 elsewhere."""
+    compile: bool = False
+    """Compile the networks (torch.compile); pays after some hundred steps on a GPU."""
+    ema: float = 0.999
+    """Decay of the averaged generator that is applied and evaluated; 0 turns it off."""
+    log_every: int = 50
+    """Steps between lines of metrics."""
+    sample_every: int = 1000
+    """Steps between sample panels; 0 for none."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to train; auto takes cuda, then mps, then cpu."""
+    resident: bool | None = None
+    """Hold all tiles on the device; if not given, on cuda when they take less than half of
+    its free memory."""
+    workers: int = 0
+    """Loader processes for tiles that are not resident."""
+    tensorboard: bool | None = None
+    """Write TensorBoard files; if not given, when tensorboard is installed."""
+    processes: int = 1
+    """Processes that train together; start them with torchrun or accelerate launch."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """Run a trained model over a whole scene."""
+
+    run: Path
+    """Run directory, or one checkpoint in it."""
+    scene: str
+    """The scene to start from; separate band files are joined by commas."""
+    to: Path
+    """The GeoTIFF to write (cloud-optimized, on the grid of the input)."""
+    window: int = 512
+    """Width of the windows that go through the network."""
+    overlap: int = 128
+    """Pixels that neighbouring windows share and blend."""
+    batch_size: int = 4
+    """Windows at a time."""
+    bands: tuple[str, ...] = ()
+    """Bands of the scene, by number or name, in the order of the training."""
+    attribute: str | None = None
+    """Vector input: the attribute that holds the class."""
+    like: str | None = None
+    """Vector input: a raster whose grid the output takes."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    seed: int = 0
+    """Seed of the dropout noise, where the model keeps it."""
+    average: bool = True
+    """Use the averaged generator (EMA) if the run has one."""
+    batch_statistics: bool = False
+    """Batch norm with the window's own statistics, as pix2pix did: tiles may then differ in
+    colour."""
+    ungeoreferenced: bool = False
+    """Accept a scene without a coordinate system."""
+    overwrite: bool = False
+    """Replace an existing output."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained model on tiles it has not seen, beside its baselines."""
+
+    run: Path
+    """Run directory, or one checkpoint in it."""
+    split: Literal["train", "validation", "test"] = "test"
+    tiles: Path | None = None
+    """Another tile store; the one of the training if not given."""
+    batch_size: int = 8
+    limit: int | None = None
+    """At most so many tiles, spread evenly."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    average: bool = True
+    """Use the averaged generator (EMA) if the run has one."""
+    to: Path | None = None
+    """JSON file for the numbers; ``evaluation-<split>.json`` in the run if not given."""
+
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (tuple, list)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return dict(plain(config))
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """The inverse of ``to_dict``; an unknown field raises ``TypeError``."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        declared = fields[name].type if name in fields else None
+        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
+            value = from_dict(declared, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif declared is Path or (declared == Path | None and value is not None):
+            value = Path(value)
+        arguments[name] = value
+    return kind(**arguments)
