@@ -1,0 +1,360 @@
+"""The tile store: a folder of memory-mapped shards that anybody can read with numpy.
+
+``store.json`` names the sources and the scenes, ``index.csv`` has one line for each tile, and
+``<source>-NNNNN.npy`` holds the tiles themselves, ``(N, C, h, w)`` in the dtype of the scene.
+``valid-NNNNN.npy`` is 1 where every source of the tile was measured. Tiles count through the
+shards in order. Nothing is ever unpickled.
+"""
+
+import csv
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ganlab.config import SplitConfig, from_dict, to_dict
+from ganlab.errors import InputError
+from ganlab.randomness import derived_seed
+
+FORMAT = "ganlab tile store"
+VERSION = 1
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of pixels that every tile has."""
+
+    name: str
+    """For example ``"image"`` or ``"label"``; shards are named after it."""
+    kind: str
+    """``"image"``, ``"label"``, ``"mask"`` or ``"alpha"``."""
+    dtype: str
+    """Numpy's name of the stored type."""
+    bands: tuple[str, ...]
+    """Names of the bands, in stored order."""
+    factor: int = 1
+    """Pixels of this source along one pixel of the reference grid."""
+    classes: tuple[int, ...] = ()
+    """Labels: the values that may occur, ascending."""
+    nodata: float | None = None
+    """Value of missing pixels as the scenes declare it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The source as plain JSON values."""
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        return from_dict(cls, values)
+
+
+@dataclass(frozen=True)
+class StoredScene:
+    """Where the tiles of one scene come from; numbers are in tile pixels, after scaling."""
+
+    name: str
+    group: str
+    crs: str | None
+    """``EPSG:...`` or WKT; None for ungeoreferenced scenes."""
+    transform: tuple[float, ...]
+    """Affine coefficients a, b, c, d, e, f: x = a column + b row + c, y = d column + e row + f."""
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One line of the index."""
+
+    tile: int
+    scene: str
+    group: str
+    row: int
+    """First row and column in the scene, in tile pixels."""
+    column: int
+    height: int
+    """Rows and columns of the window; it may reach over the scene's border (edges="pad")."""
+    width: int
+    transform: tuple[float, ...]
+    """Affine coefficients of the tile, as in ``StoredScene``."""
+    valid_fraction: float
+    checksum: str
+    """CRC-32 of the tile's bytes in all sources and the valid mask, in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tile numbers of the three shares, ascending, and how many tiles belong to none."""
+
+    train: Ints
+    validation: Ints
+    test: Ints
+    dropped: int = 0
+
+
+def shard_name(source: str, number: int) -> str:
+    """File name of one shard."""
+    return f"{source}-{number:05d}.npy"
+
+
+def checksum(parts: Iterable[Array]) -> str:
+    """CRC-32 over the bytes of one tile: its sources in stored order, then the valid mask."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(np.ascontiguousarray(part).data, value)
+    return f"{value:08x}"
+
+
+class TileStore:
+    """A tile store opened for reading; pickling it carries only its path.
+
+    Args:
+        path: the folder.
+        sources: by name, in stored order.
+        scenes: by name.
+        size: width and height of a tile on the reference grid.
+        tiles: the index.
+        shards: number of tiles in each shard.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sources: dict[str, Source],
+        scenes: dict[str, StoredScene],
+        size: int,
+        tiles: list[Tile],
+        shards: list[int],
+    ) -> None:
+        self.path = path
+        self.sources = sources
+        self.scenes = scenes
+        self.size = size
+        self.tiles = tiles
+        self.shards = shards
+        self._starts = np.cumsum([0, *shards])
+        # Each open map holds a file descriptor, of which systems allow about a thousand.
+        self._map = lru_cache(maxsize=256)(self._open_shard)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a tile store.
+
+        Raises:
+            InputError: not a tile store, another version, or a shard missing or cut short.
+        """
+        path = Path(path)
+        try:
+            head = json.loads((path / "store.json").read_text(encoding="utf-8"))
+            version = (head["format"], head["version"])
+            with open(path / "index.csv", newline="", encoding="utf-8") as file:
+                tiles = [_tile_from(line) for line in csv.DictReader(file)]
+            sources = {values["name"]: Source.from_dict(values) for values in head["sources"]}
+            scenes = {values["name"]: from_dict(StoredScene, values) for values in head["scenes"]}
+            store = cls(path, sources, scenes, head["size"], tiles, head["shards"])
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} is not a tile store: {Path(error.filename).name} is missing; make one "
+                "with `ganlab tile`"
+            ) from error
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(f"{path} is not a tile store, or damaged: {error!r}") from error
+        if version != (FORMAT, VERSION):
+            raise InputError(
+                f"{path} is {version[0]}, version {version[1]}; expected {FORMAT}, version "
+                f"{VERSION}: tile it again"
+            )
+        store._check()
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).open, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def _layout(self, source: str) -> tuple[np.dtype[Any], tuple[int, int, int]]:
+        if source == "valid":
+            return np.dtype(np.uint8), (1, self.size, self.size)
+        if source not in self.sources:
+            raise InputError(
+                f"{self.path} has no source {source!r}, only {', '.join(self.sources)} and valid"
+            )
+        found = self.sources[source]
+        side = self.size * found.factor
+        return np.dtype(found.dtype), (len(found.bands), side, side)
+
+    def _check(self) -> None:
+        if [tile.tile for tile in self.tiles] != list(range(sum(self.shards))):
+            raise InputError(
+                f"{self.path / 'index.csv'} lists {len(self)} tiles, the shards hold "
+                f"{sum(self.shards)}: the store is damaged, tile the scenes again"
+            )
+        for source in (*self.sources, "valid"):
+            dtype, shape = self._layout(source)
+            for number, count in enumerate(self.shards):
+                file = self.path / shard_name(source, number)
+                payload = count * int(np.prod(shape)) * dtype.itemsize
+                if not file.is_file() or file.stat().st_size <= payload:
+                    raise InputError(f"{file} is missing or cut short: tile the scenes again")
+
+    def _open_shard(self, source: str, number: int) -> Array:
+        file = self.path / shard_name(source, number)
+        dtype, shape = self._layout(source)
+        try:
+            shard = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}): tile the scenes again") from error
+        if shard.shape != (self.shards[number], *shape) or shard.dtype != dtype:
+            raise InputError(
+                f"{file} holds {shard.dtype} {shard.shape}, expected {dtype} "
+                f"{(self.shards[number], *shape)}: tile the scenes again"
+            )
+        return np.asarray(shard)
+
+    def read(self, source: str, tiles: npt.ArrayLike) -> Array:
+        """Read tiles by number, in any order, repeated if asked for.
+
+        Args:
+            source: name of a source, or ``"valid"``.
+            tiles: ``(n,)`` tile numbers.
+
+        Returns:
+            ``(n, C, h, w)`` in the source's dtype; ``(n, 1, h, w)`` uint8, 0 or 1, for
+            ``"valid"``.
+
+        Raises:
+            InputError: no such source or tile, or a damaged shard.
+        """
+        dtype, shape = self._layout(source)
+        wanted = np.asarray(tiles, np.int64).reshape(-1)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise InputError(
+                f"{self.path} has tiles 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}"
+            )
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        places = wanted - self._starts[shards]
+        out = np.empty((len(wanted), *shape), dtype)
+        for i, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+            out[i] = self._map(source, shard)[place]
+        return out
+
+    def nbytes(self) -> int:
+        """Bytes of all tiles in all sources, with the valid masks."""
+        total = 0
+        for source in (*self.sources, "valid"):
+            dtype, shape = self._layout(source)
+            total += len(self) * int(np.prod(shape)) * dtype.itemsize
+        return total
+
+    def verify(self) -> None:
+        """Read everything and compare the checksums.
+
+        Raises:
+            InputError: names the first damaged tile and its shard.
+        """
+        for tile in self.tiles:
+            parts = [self.read(source, tile.tile) for source in (*self.sources, "valid")]
+            if checksum(parts) != tile.checksum:
+                number = int(np.searchsorted(self._starts, tile.tile, side="right")) - 1
+                raise InputError(
+                    f"{self.path}: tile {tile.tile} of scene {tile.scene} is damaged "
+                    f"(shard {number:05d}): tile the scenes again"
+                )
+
+    def split(self, config: SplitConfig) -> Split:
+        """Share the tiles out so that no pixel of a scene is in two shares.
+
+        Blocks (or groups) are shuffled by the seed and dealt out by the fractions; each share
+        that was asked for gets at least one if there are enough. Blocks are squares of
+        ``config.block`` tile pixels; a rest of less than half a block at the right or lower
+        border belongs to its neighbour. Tiles that lie in blocks of different shares are
+        dropped. Scenes that show the same ground need a common group and ``by="group"``.
+
+        Raises:
+            InputError: fractions outside [0, 1], blocks smaller than a tile, unknown groups.
+        """
+        fractions = (config.test, config.validation)
+        if min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
+            raise InputError(
+                f"validation {config.validation} and test {config.test} must be shares that add "
+                "up to at most 1"
+            )
+        named = config.test_groups + config.validation_groups
+        if config.by == "block":
+            if named:
+                raise InputError('test_groups and validation_groups need by="group"')
+            if config.block < self.size:
+                raise InputError(
+                    f"block {config.block} is smaller than a tile ({self.size} pixels): every "
+                    "tile would lie in several blocks; give a larger block"
+                )
+            touched = [self._blocks(tile, config.block) for tile in self.tiles]
+        else:
+            known = {tile.group for tile in self.tiles}
+            unknown = [name for name in named if name not in known]
+            if unknown or len(set(named)) < len(named):
+                wrong = unknown or named
+                raise InputError(
+                    f"groups {', '.join(wrong)} are unknown or in two shares; the store has "
+                    f"{', '.join(sorted(known))}"
+                )
+            touched = [{tile.group} for tile in self.tiles]
+        share = _deal({block for blocks in touched if len(blocks) == 1 for block in blocks}, config)
+        # A block without a whole tile decides nothing; any share is right for it.
+        homes = [{share.get(block, "train") for block in blocks} for blocks in touched]
+        members = {
+            name: np.array([i for i, home in enumerate(homes) if home == {name}], np.int64)
+            for name in ("train", "validation", "test")
+        }
+        return Split(**members, dropped=sum(len(home) > 1 for home in homes))
+
+    def _blocks(self, tile: Tile, block: int) -> set[Any]:
+        scene = self.scenes[tile.scene]
+
+        def along(start: int, length: int, extent: int) -> range:
+            last = max(round(extent / block), 1) - 1
+            end = min(start + length, extent) - 1
+            return range(min(start // block, last), min(end // block, last) + 1)
+
+        rows = along(tile.row, tile.height, scene.height)
+        columns = along(tile.column, tile.width, scene.width)
+        return {(tile.scene, row, column) for row in rows for column in columns}
+
+
+def _deal(blocks: set[Any], config: SplitConfig) -> dict[Any, str]:
+    """Which share each block or group belongs to."""
+    share: dict[Any, str] = dict.fromkeys(config.test_groups, "test")
+    share |= dict.fromkeys(config.validation_groups, "validation")
+    rest = sorted(blocks - share.keys())
+    order = np.random.default_rng(derived_seed(config.seed, "split")).permutation(len(rest))
+    asked = {"test": config.test, "validation": config.validation}
+    if config.test_groups:
+        del asked["test"]
+    if config.validation_groups:
+        del asked["validation"]
+    counts = {name: max(1, round(f * len(rest))) for name, f in asked.items() if f > 0}
+    for_train = sum(asked.values()) < 1
+    while counts and sum(counts.values()) > max(len(rest) - for_train, 0):
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    names = [name for name, count in counts.items() for _ in range(count)]
+    names += ["train"] * (len(rest) - len(names))
+    return share | {rest[i]: name for i, name in zip(order.tolist(), names, strict=True)}
+
+
+def _tile_from(line: dict[str, str]) -> Tile:
+    values: dict[str, Any] = dict(line)
+    values |= {key: int(line[key]) for key in ("tile", "row", "column", "height", "width")}
+    values["transform"] = tuple(float(number) for number in line["transform"].split())
+    values["valid_fraction"] = float(line["valid_fraction"])
+    return Tile(**values)
