@@ -1,0 +1,1 @@
+"""Networks: plain modules with explicit arguments; they know neither tasks nor losses."""

@@ -1,0 +1,127 @@
+"""What networks are made of: normalizations, up-samplings, blocks and the initialization."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["batch", "instance", "channel", "none"]
+Up = Literal["transposed", "resize", "subpixel"]
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalization over the channels of every pixel (Ba et al. 2016, eqs. 3-4).
+
+    It has no spatial statistics: a pixel's result never depends on its neighbours, so tiles of
+    one scene cannot change colour against each other, and a map of one pixel is no exception.
+    ``(B, C, H, W)`` in, the same out in the dtype of the input; statistics are float32 inside.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        # Autocast would make the result float32: twice the memory traffic for the next layer.
+        with torch.autocast(x.device.type, enabled=False):
+            pixels = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, self.eps)
+        return pixels.permute(0, 3, 1, 2)
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance normalization (Ulyanov et al. 2016) with learned scale and shift.
+
+    A map of one pixel has no statistics: it is only scaled and shifted, where PyTorch's module
+    raises an error in training and returns the bare shift in evaluation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] == 1:
+            return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return super().forward(x)
+
+
+def normalization(kind: Norm, channels: int) -> nn.Module:
+    """A normalization of ``(B, channels, H, W)`` with learned scale and shift, or none."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "instance":
+        return InstanceNorm(channels)
+    return ChannelNorm(channels) if kind == "channel" else nn.Identity()
+
+
+class Dropout(nn.Dropout):
+    """Dropout that stays on in evaluation while ``always`` is true: the noise of pix2pix."""
+
+    always = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training or self.always)
+
+
+class SubPixel(nn.Conv2d):
+    """3x3 convolution to four times the channels, laid out as 2x2 pixels (Shi et al. 2016)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, 4 * out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(x), 2)
+
+
+def upsampling(kind: Up, in_channels: int, out_channels: int, bias: bool = True) -> nn.Module:
+    """A learned doubling of height and width.
+
+    ``transposed`` is the 4x4 transposed convolution of pix2pix, ``resize`` nearest neighbour and
+    a 3x3 convolution (Odena et al. 2016), ``subpixel`` a convolution and pixel shuffle.
+    """
+    if kind == "transposed":
+        return nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=bias)
+    if kind == "subpixel":
+        return SubPixel(in_channels, out_channels, bias)
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), convolution)
+
+
+class ResidualBlock(nn.Module):
+    """``x + f(x)`` with f twice activation, 3x3 convolution, norm (He et al. 2016)."""
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+            layers += [nn.LeakyReLU(0.2), convolution, normalization(norm, channels)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.layers(x)
+        return x + residual
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, std: float = 0.02) -> None:
+    """Draw all weights as pix2pix does (Isola et al. 2017, section 6.2), in place.
+
+    Convolutions from N(0, ``std``), scales of norms from N(1, ``std``), all biases 0. The four
+    kernels of a sub-pixel convolution that share a channel start equal, so that it starts as a
+    nearest-neighbour up-sampling without checkerboard (Aitken et al. 2017).
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            layer.weight.normal_(0.0, std)
+            if isinstance(layer, SubPixel):
+                layer.weight.copy_(layer.weight[::4].repeat_interleave(4, 0))
+        elif isinstance(layer, (nn.BatchNorm2d, InstanceNorm, ChannelNorm)):
+            layer.weight.normal_(1.0, std)
+        else:
+            continue
+        if layer.bias is not None:
+            layer.bias.zero_()
