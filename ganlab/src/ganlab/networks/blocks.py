@@ -13,9 +13,8 @@ Up = Literal["transposed", "resize", "subpixel"]
 class ChannelNorm(nn.Module):
     """Layer normalization over the channels of every pixel (Ba et al. 2016, eqs. 3-4).
 
-    It has no spatial statistics: a pixel's result never depends on its neighbours, so tiles of
-    one scene cannot change colour against each other, and a map of one pixel is no exception.
-    ``(B, C, H, W)`` in, the same out in the dtype of the input; statistics are float32 inside.
+    A pixel's result never depends on its neighbours, so tiles of one scene cannot change colour
+    against each other. ``(B, C, H, W)`` in, the same out, in the dtype of the input.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -25,18 +24,22 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            # Autocast would make the result float32, twice the traffic for the next layer.
+            with torch.autocast(x.device.type, enabled=False):
+                return self._normalize(x)
+        return self._normalize(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        # Autocast would make the result float32: twice the memory traffic for the next layer.
-        with torch.autocast(x.device.type, enabled=False):
-            pixels = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, self.eps)
+        pixels = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, self.eps)
         return pixels.permute(0, 3, 1, 2)
 
 
 class InstanceNorm(nn.InstanceNorm2d):
     """Instance normalization (Ulyanov et al. 2016) with learned scale and shift.
 
-    A map of one pixel has no statistics: it is only scaled and shifted, where PyTorch's module
-    raises an error in training and returns the bare shift in evaluation.
+    A map of one pixel has no statistics and is only scaled and shifted; PyTorch's module raises.
     """
 
     def __init__(self, channels: int) -> None:
@@ -97,8 +100,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
-            layers += [nn.LeakyReLU(0.2), convolution, normalization(norm, channels)]
+            layer = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+            layers += [nn.LeakyReLU(0.2), layer, normalization(norm, channels)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
