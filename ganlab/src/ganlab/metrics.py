@@ -1,0 +1,270 @@
+"""How good is an image? Pixelwise metrics, and texture statistics that need no correspondence.
+
+Everything runs on the device of its input without waiting for the host, counts valid pixels only
+(what stands under ``valid`` = 0 never matters, not even NaN), and returns NaN for a sample without
+a countable pixel: average with ``nanmean``. Images are ``(B, C, H, W)`` in any linear units;
+``valid`` and ``mask`` are ``(B, 1, H, W)``, and a pixel counts where both are 1.
+
+L1, PSNR and SSIM compare pixel with pixel, and so prefer a blurred image to a sharp one that is
+slightly displaced. Spectrum and gradient histogram ask instead whether the texture is as rich as in
+truth. They are distributions: averaged over a data set first and compared then, they are steadier
+than a mean of distances between single tiles, and ``Texture`` does that.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ganlab.errors import InputError
+
+
+def l1(image: Tensor, truth: Tensor, valid: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference over bands and counted pixels, in the units of the images: ``(B,)``.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        truth: ``(B, C, H, W)``.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        mask: ``(B, 1, H, W)``, 1 = to be counted (a hole, say); all pixels if None.
+    """
+    return _mean((_wide(image) - _wide(truth)).abs(), _counted(valid, mask))
+
+
+def psnr(
+    image: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    mask: Tensor | None = None,
+    *,
+    data_range: float,
+) -> Tensor:
+    """Peak signal-to-noise ratio in decibel, ``10 log10(data_range**2 / mean square)``: ``(B,)``.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        truth: ``(B, C, H, W)``.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        mask: ``(B, 1, H, W)``, 1 = to be counted; all pixels if None.
+        data_range: largest minus smallest possible value, 2 for images in [-1, 1].
+
+    Returns:
+        ``(B,)``, infinite for equal images.
+    """
+    square = _mean((_wide(image) - _wide(truth)).square(), _counted(valid, mask))
+    return 10 * torch.log10(data_range**2 / square)
+
+
+def ssim(
+    image: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    mask: Tensor | None = None,
+    *,
+    data_range: float,
+) -> Tensor:
+    """Structural similarity (Wang et al. 2004, eq. 13), mean over windows and bands: ``(B,)``.
+
+    The windows are Gaussian, 11 x 11 pixels with sigma 1.5, and lie inside the image, as in the
+    paper. Pixels that do not count have weight 0 and the other weights of the window are scaled
+    to sum 1, so SSIM in a hole never sees the known pixels around it. A window takes part if its
+    counted pixels hold at least half of its weight.
+
+    Args:
+        image: ``(B, C, H, W)``, at least 11 x 11 pixels.
+        truth: ``(B, C, H, W)``.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        mask: ``(B, 1, H, W)``, 1 = to be counted; all pixels if None.
+        data_range: largest minus smallest possible value, 2 for images in [-1, 1].
+
+    Returns:
+        ``(B,)`` in [-1, 1], 1 for equal images.
+
+    Raises:
+        InputError: the images are smaller than a window.
+    """
+    if min(image.shape[2:]) < 11:
+        raise InputError(
+            f"images of {image.shape[2]} x {image.shape[3]} pixels are smaller than SSIM's window: "
+            "give at least 11 x 11"
+        )
+    counted = _counted(valid, mask)
+    x, y = (_wide(t).masked_fill(~counted, 0.0) for t in (image, truth))
+    weight = _blur(counted.to(x.dtype))
+    share = weight.clamp(min=1e-6)
+    mx, my, xx, yy, xy = (_blur(t) / share for t in (x, y, x * x, y * y, x * y))
+    variances = (xx - mx * mx).clamp(min=0) + (yy - my * my).clamp(min=0)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
+    similarity = similarity / ((mx * mx + my * my + c1) * (variances + c2))
+    return _mean(similarity, weight >= 0.5)
+
+
+def spectrum(image: Tensor, valid: Tensor, bins: int = 16) -> Tensor:
+    """Radially averaged power spectrum of every band: ``(B, C, bins)``.
+
+    Invalid pixels take the mean of the valid ones, the mean is taken off, and a Hann window keeps
+    the image's border out of the spectrum. Power is divided by the sum of the squared window
+    over valid pixels, so white noise of variance v has power v in every bin, whatever is invalid.
+
+    Args:
+        image: ``(B, C, H, W)``, at least ``2 * bins`` pixels wide and high.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        bins: rings of equal width from frequency 0 (left out) to sqrt(1/2) cycles per pixel, the
+            finest checkerboard.
+
+    Raises:
+        InputError: the image is too small for so many bins.
+    """
+    height, width = image.shape[2:]
+    if min(height, width) < 2 * bins:
+        raise InputError(
+            f"images of {height} x {width} pixels are too small for a spectrum of {bins} bins: "
+            f"give at least {2 * bins} pixels, or fewer bins"
+        )
+    counted = valid > 0.5
+    x = _wide(image).masked_fill(~counted, 0.0)
+    number = counted.sum((2, 3), keepdim=True)
+    taper_y, taper_x = (
+        torch.hann_window(n + 2, periodic=False, device=x.device)[1:-1] for n in (height, width)
+    )
+    taper = counted * taper_y[:, None] * taper_x
+    x = (x - x.sum((2, 3), keepdim=True) / number) * taper
+    power = torch.fft.fft2(x).abs().square() / taper.square().sum((2, 3), keepdim=True)
+
+    fy, fx = (torch.fft.fftfreq(n, device=x.device) for n in (height, width))
+    radius = torch.hypot(fy[:, None], fx).flatten()
+    ring = (radius * (bins * 2**0.5)).long().clamp(max=bins - 1)
+    rings = torch.nn.functional.one_hot(ring, bins).to(x.dtype) * (radius > 0)[:, None]
+    sums = torch.einsum("bcn,nk->bck", power.flatten(2), rings)
+    return sums / rings.sum(0)
+
+
+def spectrum_distance(a: Tensor, b: Tensor, floor: float = 1e-7) -> Tensor:
+    """Mean absolute difference of two spectra over bins and bands, in decibel.
+
+    Args:
+        a: ``(..., C, bins)`` from ``spectrum``, of single images or averaged over many.
+        b: the same of the truth.
+        floor: power that does not matter, added to both; the default is below the rounding of
+            8-bit images in [-1, 1] (5e-6).
+
+    Returns:
+        ``(...)``, 0 for equal spectra. 3 dB is a factor of two in power.
+    """
+    ratio = torch.log10((a + floor) / (b + floor))
+    return 10 * ratio.abs().mean((-2, -1))
+
+
+def gradient_histogram(image: Tensor, valid: Tensor, bins: int = 64, limit: float = 1.0) -> Tensor:
+    """How often gradients of each magnitude occur, for every band: ``(B, C, bins)`` int64 counts.
+
+    The gradient is the difference to the right and to the lower neighbour, and counts where all
+    three pixels are valid.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        bins: bins of equal width; the last one takes all above ``limit``, and NaN, too.
+        limit: upper edge of the last bin, in units of the image per pixel.
+    """
+    counted = valid > 0.5
+    x = _wide(image).masked_fill(~counted, 0.0)
+    corner = x[:, :, :-1, :-1]
+    magnitude = torch.hypot(x[:, :, :-1, 1:] - corner, x[:, :, 1:, :-1] - corner)
+    counted = counted[:, :, :-1, :-1] & counted[:, :, :-1, 1:] & counted[:, :, 1:, :-1]
+    index = (magnitude * (bins / limit)).nan_to_num(bins - 1).clamp(max=bins - 1)
+    counts = torch.zeros(*x.shape[:2], bins, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(
+        2, index.long().flatten(2), counted.long().expand_as(magnitude).flatten(2)
+    )
+
+
+def gradient_distance(a: Tensor, b: Tensor, limit: float = 1.0) -> Tensor:
+    """Wasserstein-1 distance of two gradient histograms, mean over bands.
+
+    In one dimension it is the area between the two cumulative distributions (Vallender 1974): the
+    mean change of gradient, in units of the image per pixel, that turns one into the other.
+
+    Args:
+        a: ``(..., C, bins)`` from ``gradient_histogram``, of single images or added over many.
+        b: the same of the truth.
+        limit: that of the histograms.
+
+    Returns:
+        ``(...)``, 0 for equal distributions.
+    """
+    shares = [counts / counts.sum(-1, keepdim=True) for counts in (a, b)]
+    apart = (shares[0] - shares[1]).cumsum(-1).abs()
+    return apart.sum(-1).mean(-1) * (limit / a.shape[-1])
+
+
+class Texture:
+    """Texture of a whole data set: feed it tiles, then compare it with that of another one.
+
+    >>> made, truth = Texture(), Texture()
+    >>> for image, target, valid in batches:  # doctest: +SKIP
+    ...     made.update(image, valid)
+    ...     truth.update(target, valid)
+    >>> made.distance(truth)  # doctest: +SKIP
+    {'spectrum': tensor(...), 'gradient': tensor(...)}
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        """Power ``(C, bins)``, gradient counts ``(C, bins)``, tiles; they add over processes."""
+
+    def update(self, image: Tensor, valid: Tensor) -> None:
+        """Add tiles ``(B, C, H, W)`` with their ``(B, 1, H, W)`` valid masks.
+
+        Tiles without a valid pixel add nothing.
+        """
+        power = spectrum(image, valid).nansum(0)
+        gradients = gradient_histogram(image, valid).sum(0)
+        news = [power, gradients, (valid > 0.5).flatten(1).any(1).sum()]
+        self.sums = [a + b for a, b in zip(self.sums, news, strict=True)] if self.sums else news
+
+    def distance(self, truth: "Texture") -> dict[str, Tensor]:
+        """``{"spectrum": decibel, "gradient": image units per pixel}``, scalars on the device.
+
+        Raises:
+            InputError: one of the two has seen no tile.
+        """
+        if not self.sums or not truth.sums:
+            raise InputError("a Texture without tiles cannot be compared: call update first")
+        (a, here, n), (b, there, m) = self.sums, truth.sums
+        return {
+            "spectrum": spectrum_distance(a / n, b / m),
+            "gradient": gradient_distance(here, there),
+        }
+
+
+def _counted(valid: Tensor, mask: Tensor | None) -> Tensor:
+    return valid > 0.5 if mask is None else (valid > 0.5) & (mask > 0.5)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: bfloat16 and integers are too coarse for sums."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean over bands and counted pixels of each sample; NaN without one: ``(B,)``."""
+    total = values.masked_fill(~counted, 0.0).sum((1, 2, 3))
+    return total / (counted.sum((1, 2, 3)) * values.shape[1])
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Gaussian window 11, sigma 1.5, inside only: ``(..., H - 10, W - 10)``.
+
+    Sums of shifted images, because a convolution may round to TF32 or bfloat16, which destroys
+    the small differences of squares that variances are.
+    """
+    window = [math.exp(-(distance**2) / (2 * 1.5**2)) for distance in range(-5, 6)]
+    for axis in (-1, -2):
+        size = x.shape[axis] - 10
+        blurred = torch.zeros_like(x.narrow(axis, 0, size))
+        for i, weight in enumerate(window):
+            blurred = blurred.add(x.narrow(axis, i, size), alpha=weight / sum(window))
+        x = blurred
+    return x
