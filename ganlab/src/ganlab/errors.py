@@ -1,4 +1,4 @@
-"""The one exception that means: the input or the request is at fault, not the program."""
+"""What can go wrong and is not a mistake in the program."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,7 @@ class InputError(ValueError):
     The command line prints it as one line and exits with code 2; in Python it is an ordinary
     ``ValueError``.
     """
+
+
+class TrainingFailed(RuntimeError):
+    """A loss or weight became infinite or NaN; the message names the step and what to try."""

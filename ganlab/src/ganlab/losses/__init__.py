@@ -1,0 +1,1 @@
+"""Losses: functions over tensors, and the balance that weighs their terms."""

@@ -1,0 +1,144 @@
+"""The games that a generator and a discriminator play, as functions of logits.
+
+Every loss takes the logits of real *and* of made images for both players, as maps ``(B, 1, h, w)``,
+and returns a map of the same shape: relativistic losses need both, and patches outside the
+measured area can be left out of the mean.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Heads = Sequence[tuple[Tensor, Sequence[Tensor]]]
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """A pair of losses.
+
+    Attributes:
+        discriminator: ``(real logits, fake logits) -> map`` that the discriminator minimizes.
+        generator: the same for the generator.
+        relativistic: the generator's loss uses the real logits; where False they may be None,
+            which saves a pass through the discriminator.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor | None, Tensor], Tensor]
+    relativistic: bool = False
+
+
+def vanilla_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-log D(x) - log(1 - D(G)) (Goodfellow et al. 2014, eq. 1), from logits."""
+    return F.softplus(-real) + F.softplus(fake)
+
+
+def vanilla_generator(real: Tensor | None, fake: Tensor) -> Tensor:
+    """-log D(G): the non-saturating form (Goodfellow et al. 2014, section 3), from logits."""
+    return F.softplus(-fake)
+
+
+def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """(D(x) - 1)^2 + D(G)^2 (Mao et al. 2017, eq. 9, without its factor 1/2)."""
+    return (real - 1).square() + fake.square()
+
+
+def least_squares_generator(real: Tensor | None, fake: Tensor) -> Tensor:
+    """(D(G) - 1)^2 (Mao et al. 2017, eq. 9, without its factor 1/2)."""
+    return (fake - 1).square()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G)) (Lim and Ye 2017; Miyato et al. 2018, eq. 16)."""
+    return F.relu(1 - real) + F.relu(1 + fake)
+
+
+def hinge_generator(real: Tensor | None, fake: Tensor) -> Tensor:
+    """-D(G) (Miyato et al. 2018, eq. 17)."""
+    return -fake
+
+
+LOSSES = {
+    "vanilla": AdversarialLoss(vanilla_discriminator, vanilla_generator),
+    "least_squares": AdversarialLoss(least_squares_discriminator, least_squares_generator),
+    "hinge": AdversarialLoss(hinge_discriminator, hinge_generator),
+}
+
+
+class Penalty(Protocol):
+    """A term of the discriminator's loss that is computed every ``every`` steps."""
+
+    name: str
+    every: int
+    weight: float
+
+    def __call__(
+        self,
+        discriminator: Callable[[Tensor | None, Tensor], Heads],
+        condition: Tensor | None,
+        real: Tensor,
+        fake: Tensor,
+    ) -> Tensor:
+        """The unweighted term; tensors are float32, outside autocast."""
+        ...
+
+
+class Verdict:
+    """What a discriminator says of real and of made images, asked only when needed.
+
+    Args:
+        discriminator: ``(condition, image) -> [(logits, features), ...]``, one entry a head.
+        condition: ``(B, C, H, W)`` what the image was made from, or None.
+        real: ``(B, C, H, W)`` true images.
+        fake: ``(B, C, H, W)`` made images.
+        valid: ``(B, 1, H, W)``, 1 = measured; a patch counts by its share of measured pixels.
+    """
+
+    def __init__(
+        self,
+        discriminator: Callable[[Tensor | None, Tensor], Heads],
+        condition: Tensor | None,
+        real: Tensor,
+        fake: Tensor,
+        valid: Tensor,
+    ) -> None:
+        self._discriminator = discriminator
+        self._condition, self._real, self._fake, self._valid = condition, real, fake, valid
+
+    @cached_property
+    def real(self) -> Heads:
+        """Logits and features of the real images, one entry a head."""
+        return self._discriminator(self._condition, self._real)
+
+    @cached_property
+    def fake(self) -> Heads:
+        """Logits and features of the made images, one entry a head."""
+        return self._discriminator(self._condition, self._fake)
+
+    def discriminator_term(self, loss: AdversarialLoss) -> Tensor:
+        """The discriminator's loss: mean over patches, samples and heads."""
+        maps = [
+            loss.discriminator(real.float(), fake.float())
+            for (real, _), (fake, _) in zip(self.real, self.fake, strict=True)
+        ]
+        return self._mean(maps)
+
+    def generator_term(self, loss: AdversarialLoss) -> Tensor:
+        """The generator's loss: mean over patches, samples and heads."""
+        reals = [logits.float() for logits, _ in self.real] if loss.relativistic else None
+        maps = [
+            loss.generator(reals[head] if reals else None, fake.float())
+            for head, (fake, _) in enumerate(self.fake)
+        ]
+        return self._mean(maps)
+
+    def _mean(self, maps: list[Tensor]) -> Tensor:
+        means = []
+        for values in maps:
+            weight = F.adaptive_avg_pool2d(self._valid, list(values.shape[-2:]))
+            means.append((values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6))
+        return sum(means[1:], means[0]).mean() / len(means)

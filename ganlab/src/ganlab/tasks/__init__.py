@@ -1,0 +1,6 @@
+"""The systems, one file each. ``TASKS`` is the list of names that a run directory may hold."""
+
+from ganlab.tasks.base import Task
+from ganlab.tasks.pix2pix import Pix2Pix
+
+TASKS: dict[str, type[Task]] = {"pix2pix": Pix2Pix}

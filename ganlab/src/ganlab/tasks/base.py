@@ -1,0 +1,177 @@
+"""What the Trainer, the inference and the evaluation ask of a task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ganlab.data.batches import Batch, DataSpec, Scaling
+from ganlab.data.store import Source
+from ganlab.errors import InputError
+from ganlab.losses.adversarial import Verdict
+from ganlab.losses.balance import Balance
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """An input or output of a task: a source of the tile store, and how images are scaled."""
+
+    source: Source
+    scaling: Scaling | None
+
+    @property
+    def name(self) -> str:
+        """Its name in batches and outputs."""
+        return self.source.name
+
+    @property
+    def channels(self) -> int:
+        """Channels it has inside a network: bands, or one for each class of a label."""
+        return len(self.source.classes) if self.source.kind == "label" else len(self.source.bands)
+
+    def enter(self, value: Tensor) -> Tensor:
+        """Batch value to network channels: labels become one-hot in {-1, 1}, images stay.
+
+        Args:
+            value: ``(B, 1, H, W)`` classes as stored, or ``(B, C, H, W)`` scaled image.
+
+        Returns:
+            ``(B, channels, H, W)`` float; a pixel of no known class is -1 everywhere.
+        """
+        if self.source.kind != "label":
+            return value
+        classes = torch.tensor(self.source.classes, device=value.device).view(1, -1, 1, 1)
+        return (value == classes).float() * 2 - 1
+
+    def leave(self, value: Tensor) -> npt.NDArray[Any]:
+        """Network channels ``(B, channels, H, W)`` to stored units: the inverse of ``enter``."""
+        if self.source.kind == "label":
+            classes = np.asarray(self.source.classes, self.source.dtype)
+            return classes[value.argmax(1, keepdim=True).cpu().numpy()]
+        if self.scaling is None:
+            raise InputError(f"{self.name!r} has no scaling")
+        return self.scaling.decode(value, self.source.dtype)
+
+
+class Task(nn.Module, ABC):
+    """One system: which networks, which inputs, which losses.
+
+    A task knows nothing of optimizers, precision, stabilizers or files.
+
+    Attributes:
+        config_type: the dataclass that configures it.
+        inputs: what ``generate`` needs.
+        outputs: what ``generate`` makes.
+        scale: output pixels along one input pixel.
+        stride: total stride of the generator; windows start at its multiples.
+        generator: the network that is applied.
+        discriminator: its opponent, or None. Its forward takes (condition, image) and gives
+            ``[(logits, features), ...]``, one entry for each head.
+        noise: dropout stays on when the task is applied, for variety.
+        batch_coupled: whether a loss of one sample depends on the others in its batch.
+    """
+
+    config_type: ClassVar[type]
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    scale: int = 1
+    stride: int = 1
+    generator: nn.Module
+    discriminator: nn.Module | None = None
+    noise: bool = False
+    batch_coupled: bool = False
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Make on the device what only training has: holes, clouds, a lower resolution."""
+        return batch
+
+    @abstractmethod
+    def generate(self, batch: Batch) -> dict[str, Tensor]:
+        """Run the generator once; needs the declared inputs and ``valid``, nothing else.
+
+        Returns:
+            A float tensor ``(B, channels, H * scale, W * scale)`` for each declared output, and
+            whatever the losses share.
+        """
+
+    def judged(self, batch: Batch, out: dict[str, Tensor]) -> tuple[Tensor | None, Tensor, Tensor]:
+        """(condition, real, fake) as the discriminator sees them, zero where not measured."""
+        raise NotImplementedError(f"{type(self).__name__} has no discriminator")
+
+    @abstractmethod
+    def generator_losses(
+        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict | None
+    ) -> dict[str, Tensor]:
+        """Named, unweighted scalars; ``verdict`` is None for a task without discriminator."""
+
+    def discriminator_losses(
+        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict
+    ) -> dict[str, Tensor]:
+        """Named, unweighted scalars."""
+        raise NotImplementedError(f"{type(self).__name__} has no discriminator")
+
+    @abstractmethod
+    def balances(self, steps: int) -> tuple[Balance, Balance | None]:
+        """The balances of generator and discriminator for a training of ``steps`` steps."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter | None:
+        """The generator's last weight, for balances that compare gradients there."""
+
+    def encode(self, inputs: Arrays, valid: npt.NDArray[Any], device: torch.device) -> Batch:
+        """Stored arrays ``(B, C, H, W)`` of the declared inputs to a batch for ``generate``.
+
+        Raises:
+            InputError: a label holds a class that the training never met.
+        """
+        batch: Batch = {"valid": torch.from_numpy(valid.astype(np.float32)).to(device)}
+        for field in self.inputs:
+            stored = inputs[field.name]
+            if field.source.kind == "label":
+                known = np.isin(stored, field.source.classes) | (valid == 0)
+                if not known.all():
+                    raise InputError(
+                        f"{field.name}: class {stored[~known].flat[0]} is unknown to this model; "
+                        f"it knows {list(field.source.classes)}"
+                    )
+                batch[field.name] = torch.from_numpy(stored.astype(np.int64)).to(device)
+            else:
+                if field.scaling is None:
+                    raise InputError(f"{field.name!r} has no scaling")
+                values = torch.from_numpy(stored.astype(np.float32)).to(device)
+                batch[field.name] = field.scaling.encode(values, batch["valid"])
+        return batch
+
+    def compose(self, inputs: Arrays, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Outputs ``(B, C, H, W)`` of ``generate`` to arrays in stored units."""
+        return {field.name: field.leave(outputs[field.name]) for field in self.outputs}
+
+
+def field(spec: DataSpec, name: str) -> Field:
+    """The field of a named source.
+
+    Raises:
+        InputError: the tiles have no such source.
+    """
+    if name not in spec.sources:
+        raise InputError(
+            f"the tiles have no source {name!r}, only {sorted(spec.sources)}; "
+            "choose among these or tile the scenes with it"
+        )
+    return Field(spec.sources[name], spec.scalings.get(name))
+
+
+def measured(image: Tensor, valid: Tensor) -> Tensor:
+    """``image`` with zeros where nothing was measured; ``valid`` is brought to its size."""
+    if valid.shape[-2:] != image.shape[-2:]:
+        valid = F.interpolate(valid, image.shape[-2:])
+    return image * valid

@@ -1,0 +1,94 @@
+"""Paired image-to-image translation (Isola et al. 2017): a map becomes a photo, or a photo a map."""
+
+from torch import Tensor, nn
+
+from ganlab.config import Pix2PixConfig
+from ganlab.data.batches import Batch, DataSpec
+from ganlab.losses import adversarial, reconstruction
+from ganlab.losses.adversarial import Verdict
+from ganlab.losses.balance import Balance, FixedBalance
+from ganlab.networks.patchgan import PatchGAN
+from ganlab.networks.unet import UNet
+from ganlab.tasks.base import Task, field, measured
+
+DISTANCES = {"l1": reconstruction.l1, "l2": reconstruction.l2}
+
+
+class Pix2Pix(Task):
+    """A U-Net makes the target from the source; a PatchGAN judges (source, target) pairs."""
+
+    config_type = Pix2PixConfig
+
+    def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        source, target = field(spec, config.source), field(spec, config.target)
+        self.inputs, self.outputs = (source,), (target,)
+        shape = config.generator
+        self.generator = UNet(
+            source.channels,
+            target.channels,
+            width=shape.width,
+            depth=shape.depth,
+            norm=shape.norm,
+            block=shape.block,
+            up=shape.up,
+            dropout=shape.dropout,
+        )
+        self.generator.keep_dropout(config.noise)
+        self.stride, self.noise = self.generator.stride, config.noise
+        if config.adversarial_weight > 0:
+            opponent = config.discriminator
+            self.discriminator = PatchGAN(
+                source.channels + target.channels,
+                width=opponent.width,
+                layers=opponent.layers,
+                norm=opponent.norm,
+            )
+        self._game = adversarial.LOSSES[config.adversarial]
+
+    def generate(self, batch: Batch) -> dict[str, Tensor]:
+        source = self.inputs[0].enter(batch[self.inputs[0].name])
+        return {self.outputs[0].name: self.generator(measured(source, batch["valid"]))}
+
+    def judged(self, batch: Batch, out: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        source, target, valid = self.inputs[0], self.outputs[0], batch["valid"]
+        return (
+            measured(source.enter(batch[source.name]), valid),
+            measured(target.enter(batch[target.name]), valid),
+            measured(out[target.name], valid),
+        )
+
+    def generator_losses(
+        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict | None
+    ) -> dict[str, Tensor]:
+        target = self.outputs[0]
+        distance = DISTANCES[self.config.reconstruction]
+        made, true = out[target.name], target.enter(batch[target.name])
+        terms = {self.config.reconstruction: distance(made, true, batch["valid"]).mean()}
+        if verdict is not None:
+            terms["adversarial"] = verdict.generator_term(self._game)
+        return terms
+
+    def discriminator_losses(
+        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict
+    ) -> dict[str, Tensor]:
+        return {"adversarial": verdict.discriminator_term(self._game)}
+
+    def balances(self, steps: int) -> tuple[Balance, Balance]:
+        config = self.config
+        generator = FixedBalance(
+            {
+                config.reconstruction: config.reconstruction_weight,
+                "adversarial": config.adversarial_weight,
+            },
+            {config.reconstruction: config.reconstruction_schedule},
+            steps,
+        )
+        return generator, FixedBalance({"adversarial": config.discriminator_factor})
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        weight = self.generator.last_layer.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight

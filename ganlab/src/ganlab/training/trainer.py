@@ -1,0 +1,244 @@
+"""The training loop: one for every task."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ganlab.config import TrainingConfig
+from ganlab.data.batches import Batch, Batches
+from ganlab.errors import TrainingFailed
+from ganlab.losses.adversarial import Heads, Penalty, Verdict
+from ganlab.losses.balance import Balance, Terms, schedule
+from ganlab.randomness import derived_seed
+from ganlab.tasks.base import Task
+from ganlab.training import checkpoints
+from ganlab.training.processes import average_gradients, interruptible
+from ganlab.training.records import Meter
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NEVER = 2**62
+
+
+class Trainer:
+    """Alternates the players of any task.
+
+    Args:
+        task: networks and losses; moved to ``device``.
+        batches: what it learns from.
+        config: see :class:`ganlab.config.TrainingConfig`; ``precision`` must be decided.
+        folder: the run directory for checkpoints.
+        device: where to train.
+        balances: in place of the task's own, for (generator, discriminator).
+        penalties: terms for the discriminator; each is scaled by ``every * weight``.
+        on_log: called with (step, metrics) every ``log_every`` steps.
+        on_sample: called with (step, averaged or plain generator) every ``sample_every`` steps.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        batches: Batches,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        balances: tuple[Balance, Balance | None] | None = None,
+        penalties: Sequence[Penalty] = (),
+        on_log: Callable[[int, dict[str, float]], None] | None = None,
+        on_sample: Callable[[int, nn.Module], None] | None = None,
+    ) -> None:
+        self.state, self.device = PartialState(), torch.device(device)
+        on_cuda, rates = self.device.type == "cuda", (config.generator_lr, config.discriminator_lr)
+        layout = torch.channels_last if on_cuda else torch.contiguous_format
+        self.task = task.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.batches, self.config, self.folder = batches, config, folder
+        self.penalties, self.on_log, self.on_sample = penalties, on_log, on_sample
+        self.balances = balances or task.balances(config.steps)
+        self.players: dict[str, nn.Module] = {"generator": task.generator}
+        if task.discriminator is not None:
+            self.players["discriminator"] = task.discriminator
+        self.rates = dict(zip(("generator", "discriminator"), rates, strict=True))
+        self.optimizers = {
+            name: torch.optim.Adam(player.parameters(), betas=config.betas, fused=on_cuda)
+            for name, player in self.players.items()
+        }
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.ema = AveragedModel(task.generator, multi_avg_fn=self._ema) if config.ema else None
+        if config.compile:
+            for player in self.players.values():
+                player.compile()
+        self.step = 0
+        self._meter = Meter()
+        self._bad = torch.tensor(NEVER, device=self.device)
+
+    def fit(self) -> int:
+        """Train to ``config.steps`` or until Ctrl-C, then save; returns the step reached."""
+        every = self.config
+        with interruptible() as interrupted:
+            for batch in self.batches.stream(self.step, every.steps, every.workers):
+                self.train_step(batch)
+                if self.step % every.log_every == 0:
+                    self._log()
+                if self.on_sample and every.sample_every and self.step % every.sample_every == 0:
+                    self.on_sample(self.step, self.averaged)
+                if self.step % every.checkpoint_every == 0:
+                    self.save()
+                if self._agree(interrupted):
+                    break
+        if self.step % every.checkpoint_every:
+            self.save()
+        return self.step
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The averaged generator if there is one, otherwise the generator."""
+        return self.task.generator if self.ema is None else self.ema.module
+
+    def train_step(self, batch: Batch) -> None:
+        """One update of each player; nothing in it waits for the device."""
+        config, task = self.config, self.task
+        torch.manual_seed(derived_seed(config.seed, self.step, self.state.process_index, "step"))
+        task.train()
+        factor = schedule(config.lr_schedule, self.step, config.steps)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * factor
+        batch = task.prepare(batch)
+        with self._autocast():
+            out = {name: value.float() for name, value in task.generate(batch).items()}
+        if task.discriminator is not None:
+            self._update_discriminator(task.discriminator, batch, out)
+            task.discriminator.requires_grad_(False)
+        verdict = self._verdict(batch, out)
+        terms = task.generator_losses(batch, out, verdict)
+        total, weights = self.balances[0](terms, task.last_layer, self.step)
+        self._update("generator", total, terms, weights)
+        if task.discriminator is not None:
+            task.discriminator.requires_grad_(True)
+        if self.ema is not None:
+            self.ema.update_parameters(task.generator)
+        self.step += 1
+
+    def _update_discriminator(
+        self, discriminator: nn.Module, batch: Batch, out: dict[str, Tensor]
+    ) -> None:
+        out = {name: value.detach() for name, value in out.items()}
+        verdict, balance = self._verdict(batch, out), self.balances[1]
+        if verdict is None or balance is None:
+            raise TypeError(f"{type(self.task).__name__}: a discriminator needs a balance")
+        terms = self.task.discriminator_losses(batch, out, verdict)
+        total, weights = balance(terms, None, self.step)
+        for penalty in self.penalties:
+            if self.step % penalty.every == 0:
+                # forward, not the compiled call: compiled graphs have no double backward.
+                term = penalty(discriminator.forward, *self.task.judged(batch, out))
+                terms = {**terms, penalty.name: term}
+                total = total + penalty.every * penalty.weight * term
+        self._update("discriminator", total, terms, weights)
+
+    def _verdict(self, batch: Batch, out: dict[str, Tensor]) -> Verdict | None:
+        discriminator = self.task.discriminator
+        if discriminator is None:
+            return None
+
+        def judge(condition: Tensor | None, image: Tensor) -> Heads:
+            with self._autocast():
+                heads: Heads = discriminator(condition, image)
+            return heads
+
+        return Verdict(judge, *self.task.judged(batch, out), batch["valid"])
+
+    def _update(
+        self, player: str, total: Tensor, terms: Terms, weights: dict[str, float | Tensor]
+    ) -> None:
+        optimizer = self.optimizers[player]
+        optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        average_gradients(self.players[player].parameters(), self.state.num_processes)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        here = torch.tensor(self.step, device=self.device)
+        self._bad = torch.where(total.detach().isfinite(), self._bad, self._bad.minimum(here))
+        self._meter.add({f"{player}/{name}": term for name, term in terms.items()})
+        self._meter.add({f"{player}/total": total})
+        self._meter.add({f"{player}/weight/{name}": weight for name, weight in weights.items()})
+
+    def _autocast(self) -> Any:
+        precision = self.config.precision
+        return torch.autocast(
+            self.device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES
+        )
+
+    def _ema(self, averages: Any, values: Any, _: Any) -> None:
+        # Young averages follow faster, so that the random start is forgotten in time.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+    def _log(self) -> None:
+        values = self._meter.means()
+        self._stop_if_bad()
+        if self.on_log:
+            self.on_log(self.step, values)
+
+    def _stop_if_bad(self) -> None:
+        bad = int(-reduce(-self._bad, "max")) if self.state.num_processes > 1 else int(self._bad)
+        if bad == NEVER and all(checkpoints.finite(p) for p in self.players.values()):
+            return
+        bad = min(bad, self.step - 1)
+        path = self.folder / f"failed-step-{bad:08d}.safetensors"
+        batch = {name: value.contiguous().cpu() for name, value in self.batches[bad].items()}
+        save_file(batch, path)
+        raise TrainingFailed(
+            f"a loss or weight became infinite or NaN at step {bad}; its batch is in {path}, the "
+            "last good checkpoint is kept; try a lower learning rate, or bf16 instead of fp16"
+        )
+
+    def _agree(self, interrupted: list[int]) -> bool:
+        if self.state.num_processes == 1:
+            return bool(interrupted)
+        if self.step % self.config.log_every:
+            return False
+        votes = torch.tensor(float(len(interrupted)), device=self.device)
+        return bool(reduce(votes, "sum") > 0)
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the run has gone bad; the last ``keep`` stay."""
+        self._stop_if_bad()
+        if self.state.is_main_process:
+            folder = self.folder / "checkpoints"
+            checkpoints.save(folder / checkpoints.name(self.step), self.state_dict())
+            checkpoints.tidy(folder, self.config.keep)
+        self.state.wait_for_everyone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "step": self.step,
+            "players": {name: player.state_dict() for name, player in self.players.items()},
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "balances": [balance and balance.state_dict() for balance in self.balances],
+            "ema": self.ema and self.ema.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": self._meter.sums,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where ``state_dict`` was taken."""
+        self.step = state["step"]
+        for name, player in self.players.items():
+            player.load_state_dict(state["players"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        for balance, values in zip(self.balances, state["balances"], strict=True):
+            if balance is not None:
+                balance.load_state_dict(values)
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._meter.sums = {name: sums.to(self.device) for name, sums in state["meter"].items()}
