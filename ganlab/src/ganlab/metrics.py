@@ -15,6 +15,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ganlab.errors import InputError
 
@@ -65,10 +66,10 @@ def ssim(
 ) -> Tensor:
     """Structural similarity (Wang et al. 2004, eq. 13), mean over windows and bands: ``(B,)``.
 
-    The windows are Gaussian, 11 x 11 pixels with sigma 1.5, and lie inside the image, as in the
-    paper. Pixels that do not count have weight 0 and the other weights of the window are scaled
-    to sum 1, so SSIM in a hole never sees the known pixels around it. A window takes part if its
-    counted pixels hold at least half of its weight.
+    The windows are Gaussian, 11 x 11 pixels with sigma 1.5, one around every pixel of the image
+    reflected at its borders, as in torchmetrics. Pixels that do not count have weight 0 and the
+    other weights of the window are scaled to sum 1, so SSIM in a hole never sees the known pixels
+    around it. A window takes part if its counted pixels hold at least half of its weight.
 
     Args:
         image: ``(B, C, H, W)``, at least 11 x 11 pixels.
@@ -135,7 +136,7 @@ def spectrum(image: Tensor, valid: Tensor, bins: int = 16) -> Tensor:
     fy, fx = (torch.fft.fftfreq(n, device=x.device) for n in (height, width))
     radius = torch.hypot(fy[:, None], fx).flatten()
     ring = (radius * (bins * 2**0.5)).long().clamp(max=bins - 1)
-    rings = torch.nn.functional.one_hot(ring, bins).to(x.dtype) * (radius > 0)[:, None]
+    rings = F.one_hot(ring, bins).to(x.dtype) * (radius > 0)[:, None]
     sums = torch.einsum("bcn,nk->bck", power.flatten(2), rings)
     return sums / rings.sum(0)
 
@@ -255,14 +256,16 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian window 11, sigma 1.5, inside only: ``(..., H - 10, W - 10)``.
+    """Gaussian window of 11 pixels with sigma 1.5, borders reflected: the same shape.
 
     Sums of shifted images, because a convolution may round to TF32 or bfloat16, which destroys
     the small differences of squares that variances are.
     """
     window = [math.exp(-(distance**2) / (2 * 1.5**2)) for distance in range(-5, 6)]
+    shape = x.shape
+    x = F.pad(x, (5, 5, 5, 5), mode="reflect")
     for axis in (-1, -2):
-        size = x.shape[axis] - 10
+        size = shape[axis]
         blurred = torch.zeros_like(x.narrow(axis, 0, size))
         for i, weight in enumerate(window):
             blurred = blurred.add(x.narrow(axis, i, size), alpha=weight / sum(window))

@@ -1,0 +1,327 @@
+"""Metrics: values by hand, invalid pixels without any influence, masks, texture that ranks."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from ganlab.errors import InputError
+from ganlab.metrics import (
+    Texture,
+    gradient_distance,
+    gradient_histogram,
+    l1,
+    psnr,
+    spectrum,
+    spectrum_distance,
+    ssim,
+)
+
+PIXELWISE = {
+    "l1": l1,
+    "psnr": lambda *args: psnr(*args, data_range=2.0),
+    "ssim": lambda *args: ssim(*args, data_range=2.0),
+}
+
+
+def images(seed=0, samples=2, bands=3, size=32):
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(samples, bands, size, size, generator=generator) / 3
+    image = truth + torch.randn(truth.shape, generator=generator) / 10
+    valid = (torch.rand(samples, 1, size, size, generator=generator) > 0.2).float()
+    return image, truth, valid
+
+
+def texture(seed=0, samples=8, size=64):
+    """Scene-like: power falling with frequency, and edges."""
+    generator = torch.Generator().manual_seed(seed)
+    fy, fx = torch.fft.fftfreq(size), torch.fft.fftfreq(size)
+    amplitude = 1 / torch.hypot(fy[:, None], fx).clamp(min=1 / size)
+    noise = torch.randn(samples, 3, size, size, generator=generator)
+    x = torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real
+    x = x / x.std() / 4
+    x[:, :, 10:25, 30:50] += 0.5
+    return x
+
+
+def blurred(x, sigma):
+    position = torch.arange(-8, 9)
+    window = torch.exp(-(position**2) / (2 * sigma**2))
+    kernel = torch.outer(window, window) / window.sum() ** 2
+    padded = F.pad(x, (8, 8, 8, 8), mode="reflect")
+    return F.conv2d(padded, kernel.expand(x.shape[1], 1, 17, 17), groups=x.shape[1])
+
+
+# --- pixelwise
+
+
+def test_values_by_hand():
+    truth = torch.zeros(2, 2, 2, 2)
+    image = torch.tensor([[[[1.0, -3], [0, 5]], [[0, 0], [2, 5]]], [[[1.0] * 2] * 2] * 2])
+    valid = torch.tensor([[[[1.0, 1], [1, 0]]], [[[1.0, 1], [1, 1]]]])
+    torch.testing.assert_close(l1(image, truth, valid), torch.tensor([6 / 6, 1.0]))
+    expected = [10 * math.log10(16 * 6 / (1 + 9 + 4)), 10 * math.log10(16)]
+    result = psnr(image, truth, valid, data_range=4.0)
+    torch.testing.assert_close(result, torch.tensor(expected))
+    mask = torch.tensor([[0.0, 1], [1, 1]]).expand(2, 1, 2, 2)
+    torch.testing.assert_close(l1(image, truth, valid, mask), torch.tensor([5 / 4, 1.0]))
+
+
+def test_equal_images():
+    image, _, valid = images()
+    assert l1(image, image, valid).tolist() == [0, 0]
+    assert psnr(image, image, valid, data_range=2.0).tolist() == [math.inf] * 2
+    torch.testing.assert_close(ssim(image, image, valid, data_range=2.0), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", PIXELWISE)
+@pytest.mark.parametrize("value", [7.0, 1e30, math.nan, math.inf])
+def test_invalid_pixels_never_matter(name, value):
+    image, truth, valid = images()
+    before = PIXELWISE[name](image, truth, valid)
+    outside = valid == 0
+    assert torch.equal(
+        PIXELWISE[name](
+            image.masked_fill(outside, value), truth.masked_fill(outside, -value), valid
+        ),
+        before,
+    )
+    assert before.isfinite().all()
+    inside = ~outside & (torch.rand(valid.shape) > 0.9)
+    assert not torch.equal(PIXELWISE[name](image.masked_fill(inside, 7.0), truth, valid), before)
+
+
+@pytest.mark.parametrize("name", PIXELWISE)
+def test_mask_is_a_further_valid(name):
+    image, truth, valid = images()
+    mask = torch.zeros_like(valid)
+    mask[:, :, 4:28, 8:31] = 1
+    expected = PIXELWISE[name](image, truth, valid * mask)
+    assert torch.equal(PIXELWISE[name](image, truth, valid, mask), expected)
+    assert not torch.equal(PIXELWISE[name](image, truth, valid), expected)
+
+
+@pytest.mark.parametrize("name", PIXELWISE)
+def test_samples_do_not_mix(name):
+    image, truth, valid = images(samples=3)
+    together = PIXELWISE[name](image, truth, valid)
+    alone = [PIXELWISE[name](image[i : i + 1], truth[i : i + 1], valid[i : i + 1]) for i in (0, 2)]
+    torch.testing.assert_close(together[[0, 2]], torch.cat(alone))
+    valid[1] = 0
+    together = PIXELWISE[name](image, truth, valid)
+    assert together.isnan().tolist() == [False, True, False]
+
+
+def ssim_by_hand(x, y, counted, data_range):
+    """Equation 13 of Wang et al. window by window, with weights of counted pixels only."""
+    position = torch.arange(-5, 6, dtype=torch.float64)
+    window = torch.exp(-(position**2) / 4.5)
+    window = torch.outer(window, window) / window.sum() ** 2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    x, y, counted = (
+        F.pad(t[None, None], (5, 5, 5, 5), mode="reflect")[0, 0] for t in (x, y, counted)
+    )
+    values = []
+    for row in range(x.shape[0] - 10):
+        for column in range(x.shape[1] - 10):
+            place = slice(row, row + 11), slice(column, column + 11)
+            w = window * counted[place]
+            if w.sum() < 0.5:
+                continue
+            w = w / w.sum()
+            p, q = x[place], y[place]
+            mp, mq = (w * p).sum(), (w * q).sum()
+            vp, vq = (w * (p - mp) ** 2).sum(), (w * (q - mq) ** 2).sum()
+            cov = (w * (p - mp) * (q - mq)).sum()
+            values.append(
+                ((2 * mp * mq + c1) * (2 * cov + c2)) / ((mp**2 + mq**2 + c1) * (vp + vq + c2))
+            )
+    return torch.stack(values).mean()
+
+
+def test_masked_ssim_window_by_window():
+    image, truth, valid = (t.double() for t in images(samples=1, bands=1, size=20))
+    valid[:, :, 9:, 11:] = 0
+    expected = ssim_by_hand(image[0, 0], truth[0, 0], valid[0, 0], 2.0)
+    result = ssim(image, truth, valid, data_range=2.0)
+    torch.testing.assert_close(result, expected[None])
+
+
+def test_ssim_in_a_hole_is_not_flattered():
+    """Global SSIM hides a small hole that is filled with nonsense; SSIM in the hole does not."""
+    _, truth, _ = images(size=64)
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[:, :, 24:36, 24:36] = 1
+    nonsense = torch.where(mask > 0, truth.flip(0), truth)
+    valid = torch.ones_like(mask)
+    assert (ssim(nonsense, truth, valid, data_range=2.0) > 0.85).all()
+    assert (ssim(nonsense, truth, valid, mask, data_range=2.0).abs() < 0.2).all()
+
+
+def test_ssim_refuses_small_images():
+    with pytest.raises(InputError, match="11 x 11"):
+        ssim(*torch.zeros(2, 1, 1, 10, 30), torch.ones(1, 1, 10, 30), data_range=2.0)
+
+
+def test_coarse_dtypes_are_computed_in_float32():
+    image, truth, valid = images()
+    coarse = image.bfloat16(), truth.bfloat16()
+    for metric in PIXELWISE.values():
+        result = metric(*coarse, valid)
+        assert result.dtype == torch.float32
+        assert torch.equal(result, metric(*(t.float() for t in coarse), valid))
+
+
+# --- spectrum
+
+
+def test_white_noise_has_its_variance_in_every_bin():
+    noise = 0.3 * torch.randn(200, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(200, 1, 64, 64)
+    valid[:, :, :, 40:] = 0
+    for mask in (torch.ones_like(valid), valid):
+        power = spectrum(noise + 5, mask).mean((0, 1))
+        torch.testing.assert_close(power, torch.full((16,), 0.09), rtol=0.05, atol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(row=st.integers(0, 32), column=st.integers(0, 32))
+def test_wave_lands_in_its_bin(row, column):
+    frequency = math.hypot(row, column) / 64
+    if frequency < 0.06:
+        return
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    wave = torch.cos(2 * math.pi * (row * y + column * x) / 64)[None, None]
+    power = spectrum(wave, torch.ones_like(wave))[0, 0]
+    expected = frequency / math.sqrt(0.5) * 16
+    assert abs(int(power.argmax()) + 0.5 - expected) < 1
+
+
+def test_spectrum_distance_by_hand():
+    a, b = torch.ones(2, 3, 4), torch.ones(2, 3, 4)
+    assert spectrum_distance(a, b).tolist() == [0, 0]
+    a[0] *= 2  # a factor of two is 3.01 dB
+    a[1, 0, 0] *= 10
+    expected = torch.tensor([10 * math.log10(2), 10 / 12])
+    torch.testing.assert_close(spectrum_distance(a, b), expected)
+    torch.testing.assert_close(spectrum_distance(b, a), expected)
+    zero = torch.zeros_like(a)
+    assert spectrum_distance(zero, b).isfinite().all()
+
+
+def test_spectrum_refuses_small_images():
+    with pytest.raises(InputError, match="32 pixels"):
+        spectrum(torch.zeros(1, 1, 31, 64), torch.ones(1, 1, 31, 64))
+
+
+# --- gradients
+
+
+def test_gradient_histogram_by_hand():
+    image = torch.zeros(1, 1, 3, 3)
+    image[0, 0, 0, 1], image[0, 0, 1, 0] = 0.3, 0.4  # magnitudes 0.50, 0.42, 0.57, 0
+    histogram = gradient_histogram(image, torch.ones(1, 1, 3, 3), bins=10)
+    assert histogram.tolist() == [[[1, 0, 0, 0, 1, 2, 0, 0, 0, 0]]]
+    valid = torch.ones(1, 1, 3, 3)
+    valid[0, 0, 1, 0] = 0  # takes the upper left and the lower left difference
+    histogram = gradient_histogram(image, valid, bins=10)
+    assert histogram.tolist() == [[[1, 0, 0, 0, 1, 0, 0, 0, 0, 0]]]
+    steep = gradient_histogram(100 * image, torch.ones(1, 1, 3, 3), bins=10)
+    assert steep.tolist() == [[[1] + [0] * 8 + [3]]]
+    image[0, 0, 0, 0] = math.nan
+    assert gradient_histogram(image, torch.ones(1, 1, 3, 3), bins=10)[0, 0, -1] == 1
+
+
+def test_gradient_distance_is_wasserstein():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 1000, generator=generator)
+    b = b * 0.5
+    exact = (a.sort().values - b.sort().values).abs().mean()  # of two samples of equal size
+    bins = 500
+    a, b = (torch.histc(t, bins, 0, 1)[None].long() for t in (a, b))
+    torch.testing.assert_close(gradient_distance(a, b), exact, rtol=0, atol=1 / bins)
+    torch.testing.assert_close(gradient_distance(3 * a, b), gradient_distance(a, b))
+    torch.testing.assert_close(gradient_distance(a, b, 4.0), 4 * gradient_distance(a, b))
+
+
+def test_gradient_distance_is_per_sample_and_averages_bands():
+    a = torch.tensor([[[1, 0, 0, 0], [1, 0, 0, 0]], [[1, 1, 0, 0], [0, 0, 0, 1]]])
+    b = torch.tensor([[[0, 1, 0, 0], [0, 0, 0, 1]], [[1, 1, 0, 0], [0, 0, 0, 1]]])
+    torch.testing.assert_close(gradient_distance(a, b), torch.tensor([(0.25 + 0.75) / 2, 0]))
+
+
+# --- texture
+
+
+def texture_distances(image, truth, valid=None):
+    valid = torch.ones_like(truth[:, :1]) if valid is None else valid
+    made, real = Texture(), Texture()
+    for part in (slice(0, 3), slice(3, None)):
+        made.update(image[part], valid[part])
+        real.update(truth[part], valid[part])
+    return made.distance(real)
+
+
+def test_texture_of_equal_images():
+    truth = texture()
+    assert {k: float(v) for k, v in texture_distances(truth, truth).items()} == {
+        "spectrum": 0,
+        "gradient": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["spectrum", "gradient"])
+def test_texture_rises_with_blur_and_noise(name):
+    truth = texture()
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
+    blur = [float(texture_distances(blurred(truth, s), truth)[name]) for s in (0.5, 0.8, 1.5, 3)]
+    grain = [float(texture_distances(truth + s * noise, truth)[name]) for s in (0.02, 0.05, 0.1)]
+    for distances in (blur, grain):
+        assert distances[0] > 0
+        assert all(b > 1.1 * a for a, b in itertools.pairwise(distances))
+
+
+@pytest.mark.parametrize("name", ["spectrum", "gradient"])
+def test_texture_needs_no_correspondence(name):
+    """Another scene of the same kind is nearer than the same scene blurred; L1 says the reverse."""
+    truth, other = texture(0, samples=16), texture(1, samples=16)
+    soft = blurred(truth, 1.0)
+    assert texture_distances(other, truth)[name] < 0.25 * texture_distances(soft, truth)[name]
+    valid = torch.ones_like(truth[:, :1])
+    assert (l1(other, truth, valid) > 2 * l1(soft, truth, valid)).all()
+
+
+def test_texture_ignores_invalid_pixels_and_empty_tiles():
+    truth = texture()
+    image = blurred(truth, 1.0)
+    valid = torch.ones_like(truth[:, :1])
+    valid[:, :, 20:40, :15] = 0
+    before = texture_distances(image, truth, valid)
+    for value in (9.0, math.nan):
+        after = texture_distances(
+            image.masked_fill(valid == 0, value), truth.masked_fill(valid == 0, -value), valid
+        )
+        assert {k: float(v) for k, v in after.items()} == {k: float(v) for k, v in before.items()}
+    empty = torch.cat([valid, torch.zeros_like(valid)])
+    more = texture_distances(torch.cat([image, truth]), torch.cat([truth, image]), empty)
+    torch.testing.assert_close(more, before)
+
+
+def test_texture_is_that_of_the_whole_set():
+    """Batches add up, and are averaged before they are compared."""
+    image, truth = texture(0), blurred(texture(1), 0.7)
+    valid = torch.ones_like(truth[:, :1])
+    together = texture_distances(image, truth)
+    spectra = [spectrum(t, valid).mean(0) for t in (image, truth)]
+    gradients = [gradient_histogram(t, valid).sum(0) for t in (image, truth)]
+    torch.testing.assert_close(together["spectrum"], spectrum_distance(*spectra))
+    torch.testing.assert_close(together["gradient"], gradient_distance(*gradients))
+
+
+def test_texture_without_tiles_is_refused():
+    with pytest.raises(InputError, match="update"):
+        Texture().distance(Texture())
