@@ -68,6 +68,7 @@ class Task(nn.Module, ABC):
 
     Attributes:
         config_type: the dataclass that configures it.
+        spec: the sources of the tiles it is trained on, and their scaling.
         inputs: what ``generate`` needs.
         outputs: what ``generate`` makes.
         scale: output pixels along one input pixel.
@@ -80,14 +81,19 @@ class Task(nn.Module, ABC):
     """
 
     config_type: ClassVar[type]
+    spec: DataSpec
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     scale: int = 1
     stride: int = 1
     generator: nn.Module
-    discriminator: nn.Module | None = None
+    discriminator: nn.Module | None
     noise: bool = False
     batch_coupled: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminator = None
 
     def prepare(self, batch: Batch) -> Batch:
         """Make on the device what only training has: holes, clouds, a lower resolution."""

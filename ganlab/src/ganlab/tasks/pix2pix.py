@@ -21,7 +21,7 @@ class Pix2Pix(Task):
 
     def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.spec = config, spec
         source, target = field(spec, config.source), field(spec, config.target)
         self.inputs, self.outputs = (source,), (target,)
         shape = config.generator

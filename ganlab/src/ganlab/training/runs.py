@@ -135,7 +135,7 @@ def load_task(run: Path | str, *, average: bool = True, device: str = "auto") ->
         device: auto, cuda, mps or cpu.
     """
     path = Path(run)
-    about = read_config(_directory(path))
+    about = read_config(run_directory(path))
     state = checkpoints.load(path if path.is_file() else checkpoints.latest(path / "checkpoints"))
     task = TASKS[about["task"]](_settings(about), _spec(about))
     _load_weights(task, state, average)
@@ -259,7 +259,7 @@ def _load_weights(task: Task, state: dict[str, Any], average: bool) -> None:
 
 def _start_from(init: Path, measured: DataSpec) -> DataSpec:
     """The sources of the new tiles with the scaling that the earlier run learned with."""
-    earlier = _spec(read_config(_directory(init)))
+    earlier = _spec(read_config(run_directory(init)))
     for name, source in measured.sources.items():
         known = earlier.sources.get(name)
         if known is None or (known.bands, known.classes) != (source.bands, source.classes):
@@ -278,7 +278,8 @@ def _copy_weights(init: Path, model: Task) -> None:
         raise InputError(f"the networks of {init} have another shape: {error}") from error
 
 
-def _directory(path: Path) -> Path:
+def run_directory(path: Path) -> Path:
+    """The run directory that a path means: itself, or the one that holds a checkpoint file."""
     return path.parent.parent if path.is_file() else path
 
 

@@ -1,0 +1,207 @@
+"""The command line: ``ganlab COMMAND``, generated from the dataclasses of ``ganlab.config``.
+
+Nothing here imports torch or rasterio before a command runs, so that help comes at once.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ganlab.config import (
+    ApplyConfig,
+    EvaluateConfig,
+    Pix2PixConfig,
+    SamplesConfig,
+    TilingConfig,
+    ToytownConfig,
+    TrainingConfig,
+)
+from ganlab.errors import InputError, TrainingFailed
+
+Flat = tyro.conf.arg(name="")
+
+
+def toytown(config: Annotated[ToytownConfig, Flat]) -> None:
+    """Make georeferenced aerial scenes of an invented town, with exact labels."""
+    from ganlab.data.toytown import write
+
+    for image, label in write(config):
+        print(f"{image}  {label}")
+
+
+def samples(config: Annotated[SamplesConfig, Flat]) -> None:
+    """Write the real Sentinel-2 sample scene and a class map (extra "samples")."""
+    from ganlab.data.samples import write_samples
+
+    for path in write_samples(config.to):
+        print(path)
+
+
+def tile(config: Annotated[TilingConfig, Flat]) -> None:
+    """Cut scenes into a tile store."""
+    from ganlab.config import SplitConfig
+    from ganlab.data.tiling import tile
+
+    with _bar("tiling", "tiles") as progress:
+        store = tile(config, progress=progress)
+    split = store.split(SplitConfig())
+    print(
+        f"{config.to}: {len(store)} tiles of {store.size} x {store.size} pixels, "
+        f"{store.nbytes() / 1e6:.1f} MB; split by blocks: {len(split.train)} train, "
+        f"{len(split.validation)} validation, {len(split.test)} test, {split.dropped} on borders"
+    )
+
+
+def train() -> None:
+    """Train a task on a tile store: ``ganlab train TASK --help`` says more."""
+
+
+def train_pix2pix(
+    tiles: Path,
+    to: Path,
+    task: Annotated[Pix2PixConfig, Flat] = Pix2PixConfig(),  # noqa: B008
+    training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008
+    init: Path | None = None,
+) -> None:
+    """Paired image-to-image translation: a U-Net against a PatchGAN.
+
+    Args:
+        tiles: The tile store.
+        to: The run directory to make.
+        task: The networks and their losses.
+        training: How they are trained.
+        init: A run whose weights are the start, to fine-tune on new tiles.
+    """
+    _train(task, tiles, to, training, init)
+
+
+def resume(run: Path, tiles: Path | None = None, steps: int | None = None) -> None:
+    """Continue an interrupted run exactly where its newest checkpoint was taken.
+
+    Args:
+        run: The run directory.
+        tiles: Where the tile store is now, if it moved.
+        steps: Train to this step in place of the one first asked for.
+    """
+    from ganlab.training import resume
+    from ganlab.training.runs import read_config
+
+    total = steps or read_config(run)["training"]["steps"]
+    with _training_bar(total) as on_log:
+        resume(run, tiles=tiles, steps=steps, on_log=on_log)
+    _say_where_it_ended(run, total)
+
+
+def apply(config: Annotated[ApplyConfig, Flat]) -> None:
+    """Run a trained model over a whole scene; the result lies on the scene's grid."""
+    from ganlab.inference import apply
+
+    with _bar("applying", "windows") as progress:
+        paths = apply(config, progress=progress)
+    for path in paths:
+        print(path)
+
+
+def evaluate(config: Annotated[EvaluateConfig, Flat]) -> None:
+    """Measure a trained model on tiles it has not seen, beside its baselines."""
+    from ganlab.evaluation import evaluate, table
+
+    with _bar("evaluating", "tiles") as progress:
+        print(table(evaluate(config, progress=progress)))
+
+
+COMMANDS = {
+    "toytown": toytown,
+    "samples": samples,
+    "tile": tile,
+    "train": train,
+    "resume": resume,
+    "apply": apply,
+    "evaluate": evaluate,
+}
+TRAIN = {"pix2pix": train_pix2pix}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; a wrong input gives one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands: dict[str, Callable[..., Any]] = dict(COMMANDS)
+    program, description = "ganlab", "GANs for aerial and satellite imagery."
+    if arguments[:1] == ["train"]:
+        program, description = "ganlab train", "Train a task on a tile store."
+        commands, arguments = dict(TRAIN), arguments[1:]
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog=program, description=description, args=arguments
+        )
+    except InputError as error:
+        print(f"ganlab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TrainingFailed as error:
+        print(f"ganlab: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("ganlab: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _train(task: Any, tiles: Path, to: Path, training: TrainingConfig, init: Path | None) -> None:
+    from ganlab.training import train
+
+    with _training_bar(training.steps) as on_log:
+        train(task, tiles, to, training, init=init, on_log=on_log)
+    _say_where_it_ended(to, training.steps)
+
+
+def _say_where_it_ended(run: Path, steps: int) -> None:
+    from ganlab.training.checkpoints import latest
+
+    reached = int(latest(run / "checkpoints").stem.split("-")[1])
+    if reached < steps:
+        print(f"{run}: stopped at step {reached} of {steps}; go on with: ganlab resume --run {run}")
+    else:
+        print(f"{run}: trained to step {reached}")
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar in a terminal, silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        row = bar.add_task(what, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(row, completed=done, total=total, note=note)
+
+        yield update
+
+
+@contextmanager
+def _training_bar(steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    with _bar("training", "steps") as update:
+
+        def on_log(step: int, values: dict[str, float]) -> None:
+            terms = {
+                name: value
+                for name, value in values.items()
+                if "/weight/" not in name and not name.endswith("/total")
+            }
+            note = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            update(step, steps, note)  # type: ignore[call-arg]
+
+        yield on_log
