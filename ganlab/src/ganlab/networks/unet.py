@@ -97,7 +97,7 @@ class UNet(nn.Module):
         return 1 << self.depth
 
     @property
-    def last_layer(self) -> nn.Module:
+    def last_layer(self) -> nn.Conv2d | nn.ConvTranspose2d:
         """The layer that makes the output and bears its weights."""
         kinds = (nn.Conv2d, nn.ConvTranspose2d)
         return [layer for layer in self.up[-1].modules() if isinstance(layer, kinds)][-1]

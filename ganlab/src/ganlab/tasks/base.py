@@ -68,6 +68,7 @@ class Task(nn.Module, ABC):
 
     Attributes:
         config_type: the dataclass that configures it.
+        config: its configuration.
         spec: the sources of the tiles it is trained on, and their scaling.
         inputs: what ``generate`` needs.
         outputs: what ``generate`` makes.
@@ -91,9 +92,9 @@ class Task(nn.Module, ABC):
     noise: bool = False
     batch_coupled: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
-        self.discriminator = None
+        self.config, self.spec, self.discriminator = config, spec, None
 
     def prepare(self, batch: Batch) -> Batch:
         """Make on the device what only training has: holes, clouds, a lower resolution."""

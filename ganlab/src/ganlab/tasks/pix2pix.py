@@ -18,10 +18,11 @@ class Pix2Pix(Task):
     """A U-Net makes the target from the source; a PatchGAN judges (source, target) pairs."""
 
     config_type = Pix2PixConfig
+    config: Pix2PixConfig
+    generator: UNet
 
     def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         source, target = field(spec, config.source), field(spec, config.target)
         self.inputs, self.outputs = (source,), (target,)
         shape = config.generator
@@ -89,6 +90,4 @@ class Pix2Pix(Task):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        weight = self.generator.last_layer.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self.generator.last_layer.weight

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,18 @@ def picture(field: Field, value: Tensor) -> npt.NDArray[np.uint8]:
     """
     if field.source.kind == "label":
         return np.asarray(PALETTE, np.uint8)[value.argmax(1).cpu().numpy() % len(PALETTE)]
-    names = [band.lower() for band in field.source.bands]
-    found = [next((names.index(n) for n in wanted if n in names), None) for wanted in RGB_NAMES]
-    order = [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
-    order = order if None in found else [i for i in found if i is not None]
+    order = rgb_bands(field.source.bands, len(field.source.bands))
     bytes_ = ((value[:, order].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return bytes_.permute(0, 2, 3, 1).numpy()
+
+
+def rgb_bands(names: Sequence[str], count: int) -> list[int]:
+    """Which of ``count`` bands are red, green and blue: by name, else the first three, else grey."""
+    lower = [name.lower() for name in names]
+    found = [next((lower.index(n) for n in wanted if n in lower), None) for wanted in RGB_NAMES]
+    if None not in found:
+        return [index for index in found if index is not None]
+    return [0, 1, 2] if count >= 3 else [0, 0, 0]
 
 
 def panel(rows: list[list[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:
