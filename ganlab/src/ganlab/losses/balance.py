@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganlab.config import ScheduleConfig
 from ganlab.errors import InputError
@@ -20,7 +20,7 @@ class Balance(Protocol):
     """What the Trainer asks of a balance."""
 
     def __call__(
-        self, terms: Terms, last_layer: nn.Parameter | None, step: int
+        self, terms: Terms, last_layer: Tensor | None, step: int
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """The weighted sum of the terms, and the weight that each one had."""
         ...
@@ -68,7 +68,7 @@ class FixedBalance:
         self.weights, self.schedules, self.steps = dict(weights), dict(schedules or {}), steps
 
     def __call__(
-        self, terms: Terms, last_layer: nn.Parameter | None, step: int
+        self, terms: Terms, last_layer: Tensor | None, step: int
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         if missing := set(terms) - set(self.weights):
             raise InputError(f"no weight for {sorted(missing)}; weights: {sorted(self.weights)}")

@@ -54,7 +54,7 @@ class Field:
     def leave(self, value: Tensor) -> npt.NDArray[Any]:
         """Network channels ``(B, channels, H, W)`` to stored units: the inverse of ``enter``."""
         if self.source.kind == "label":
-            classes = np.asarray(self.source.classes, self.source.dtype)
+            classes: npt.NDArray[Any] = np.asarray(self.source.classes, self.source.dtype)
             return classes[value.argmax(1, keepdim=True).cpu().numpy()]
         if self.scaling is None:
             raise InputError(f"{self.name!r} has no scaling")
@@ -131,7 +131,7 @@ class Task(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def last_layer(self) -> nn.Parameter | None:
+    def last_layer(self) -> Tensor | None:
         """The generator's last weight, for balances that compare gradients there."""
 
     def encode(self, inputs: Arrays, valid: npt.NDArray[Any], device: torch.device) -> Batch:

@@ -1,6 +1,6 @@
-"""Paired image-to-image translation (Isola et al. 2017): a map becomes a photo, or a photo a map."""
+"""Paired image-to-image translation (Isola et al. 2017): a map becomes a photo, or back."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganlab.config import Pix2PixConfig
 from ganlab.data.batches import Batch, DataSpec
@@ -66,7 +66,8 @@ class Pix2Pix(Task):
         target = self.outputs[0]
         distance = DISTANCES[self.config.reconstruction]
         made, true = out[target.name], target.enter(batch[target.name])
-        terms = {self.config.reconstruction: distance(made, true, batch["valid"]).mean()}
+        terms: dict[str, Tensor] = {}
+        terms[self.config.reconstruction] = distance(made, true, batch["valid"]).mean()
         if verdict is not None:
             terms["adversarial"] = verdict.generator_term(self._game)
         return terms
@@ -89,5 +90,5 @@ class Pix2Pix(Task):
         return generator, FixedBalance({"adversarial": config.discriminator_factor})
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.generator.last_layer.weight
