@@ -1,0 +1,540 @@
+"""An invented town seen from the air: georeferenced scenes with exact labels, from a seed alone.
+
+Three maps grow together: colour, height and class. First come fields, water and streets on a
+bent street grid, then houses, trees and cars as small patches. At the end the sun, which stands
+at the same place in every scene, throws the shadows of the height map. So a network can learn
+shadows and the light on roofs from the labels, but never the colour of one roof.
+
+Every number comes from ``ganlab.randomness``, curves are rounded to fractions of a millimetre,
+and pixels are made with exactly rounded operations only (+, -, *, /, square root), so that a
+seed gives the same pixels on any machine and with any version of numpy. Lengths are metres.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from affine import Affine
+
+from ganlab.config import ToytownConfig
+from ganlab.errors import InputError
+from ganlab.randomness import uniforms
+
+Array = npt.NDArray[Any]
+Place = tuple[slice, slice]
+_ALL = (slice(None), slice(None))
+Rgb = tuple[int, int, int]
+
+CLASSES = ("ground", "building", "road", "tree", "water")
+GROUND, BUILDING, ROAD, TREE, WATER = range(5)
+TO_SUN = (0.6, 0.8)
+"""Unit vector to the sun, (right, down) in the image: azimuth 143 degrees. The sun stands 45
+degrees high, so a shadow is as long as its object is high."""
+SKY = (0.45, 0.49, 0.57)
+"""What is left of red, green and blue in a shadow: the light of the sky."""
+CRS = "EPSG:32633"
+
+_HOMES, _SHOPS, _PARK, _WOOD, _FIELD, _MEADOW = range(6)
+_TREES = np.array([0.09, 0.03, 0.14, 1.0, 0.0015, 0.03])  # density by kind of land
+_LAND: list[list[Rgb]] = [[(108, 120, 80)], [(112, 122, 84)], [(102, 120, 74)], [(72, 82, 54)]]
+_LAND += [[(188, 170, 124), (172, 156, 104), (110, 126, 74), (130, 142, 84), (138, 116, 94)]]
+_LAND[_FIELD] += [(152, 130, 106), (94, 114, 66), (160, 158, 112)]
+_LAND += [[(118, 132, 84), (132, 138, 92), (112, 126, 76)]]
+_LAWNS = [(106, 122, 76), (118, 130, 84), (98, 112, 70), (130, 132, 94)]
+_ROOFS = [(150, 92, 72), (134, 82, 66), (158, 100, 78), (120, 76, 64), (112, 90, 78)]
+_ROOFS += [(94, 95, 100), (118, 117, 117), (82, 84, 92), (142, 112, 94), (158, 152, 144)]
+_FLAT_ROOFS = [(184, 182, 177), (162, 160, 157), (142, 140, 138), (198, 197, 193)]
+_PAVING = [(168, 163, 154), (148, 144, 139), (178, 166, 147)]
+_CARS = [(210, 210, 208), (178, 181, 186), (84, 86, 92), (62, 64, 70), (138, 60, 54), (70, 86, 122)]
+_LEAVES = [(84, 104, 56), (73, 94, 53), (94, 108, 62), (66, 84, 53), (101, 110, 62)]
+_NEEDLES = [(52, 71, 54), (57, 75, 53)]
+
+
+class _Dice:
+    """The random numbers of one object, used up one after the other."""
+
+    def __init__(self, numbers: list[float]) -> None:
+        self._numbers = iter(numbers)
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * next(self._numbers)
+
+    def chance(self, probability: float) -> bool:
+        return next(self._numbers) < probability
+
+    def pick(self, colours: Sequence[Rgb]) -> Array:
+        """One of the colours, slightly changed: ``(3, 1, 1)``."""
+        return _rgb(*colours[int(self.between(0, len(colours)))]) * self.between(0.92, 1.08)
+
+
+def _dice(seed: int, purpose: str, objects: int = 1, count: int = 8) -> Iterator[_Dice]:
+    return map(_Dice, uniforms(seed, 0, np.arange(objects), purpose, count).tolist())
+
+
+def _rgb(red: int, green: int, blue: int) -> Array:
+    return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
+
+
+def _exact(values: npt.ArrayLike) -> Array:
+    """Rounded, so that the last bits of sine and cosine, which depend on the machine, go."""
+    return (np.round(np.asarray(values) * 4096) / 4096).astype(np.float32)
+
+
+def _enlarge(grid: Array, factor: int, size: int, smooth: bool = False) -> Array:
+    """Bilinear interpolation of a small grid: ``(n, n)`` to ``(size, size)``."""
+    t = np.arange(factor, dtype=np.float32) / np.float32(factor)
+    t = t * t * (3 - 2 * t) if smooth else t
+    wide = grid[:, :-1, None] + (grid[:, 1:] - grid[:, :-1])[:, :, None] * t
+    wide = wide.reshape(len(grid), -1)[:, :size]
+    high: Array = wide[:-1, None] + (wide[1:] - wide[:-1])[:, None] * t[:, None]
+    return high.reshape(-1, size)[:size]
+
+
+def _noise(seed: int, size: int, cell: float) -> Array:
+    """Value noise in [-1, 1] with lumps of ``cell`` pixels: ``(size, size)``."""
+    cell = max(1, round(cell))
+    n = size // cell + 2
+    grid = uniforms(seed, 0, [cell], "noise", n * n).reshape(n, n).astype(np.float32) * 2 - 1
+    return _enlarge(grid, cell, size, smooth=True)
+
+
+class _Grid:
+    """Streets: straight lines in street coordinates (u, v) that are bent on the ground (x, y).
+
+    ``lines[0]`` are the streets of constant u, ``lines[1]`` those of constant v; v = 0 is the
+    main road, where the bend is strongest. ``kinds`` tells what lies between the streets.
+    """
+
+    def __init__(self, seed: int, extent: float) -> None:
+        dice = next(_dice(seed, "grid"))
+        self.extent = extent
+        self._turn = complex(np.round(np.exp(1j * dice.between(-0.6, 0.6)), 6))
+        self._bend = dice.between(0.03, 0.06) * extent, dice.between(0.13, 0.2) * extent
+        self._phases = [dice.between(0, 6.28) for _ in range(3)]
+        steps = uniforms(seed, 0, np.arange(4), "lines", 4 + int(extent / 60))
+        steps = np.cumsum(np.array([[72], [72], [52], [52]]) + [[50], [50], [24], [24]] * steps, 1)
+        self.lines = [_exact([*-b[::-1], 0, *a]) for b, a in (steps[:2], steps[2:])]
+        self.lines[0] += np.float32(round(dice.between(-40, 40)))
+        self.main = steps.shape[1]
+        u, v = (np.append(s, s[-1] + 80) - 40 for s in self.lines)
+        self.chance = uniforms(seed, 0, np.arange(len(u)), "cells", 8 * len(v))
+        self.chance = self.chance.reshape(len(u), len(v), 8)
+        first, second = self.chance[..., 0], self.chance[..., 1]
+        far = u[:, None] ** 2 + 1.5 * v**2 > ((0.4 * extent + 60) * (0.75 + 0.4 * first)) ** 2
+        inside = np.select([second < 0.07, second < 0.13], [_PARK, _SHOPS], _HOMES)
+        outside = np.select([second < 0.2, second < 0.4], [_WOOD, _MEADOW], _FIELD)
+        self.kinds = np.where(far, outside, inside)
+
+    def _shift(self, z: Array) -> Array:
+        a, b, c = self._phases
+        bend = self._bend[0] * np.sin(z.real / self._bend[1] + a)
+        bend = bend / (1 + (z.imag / (0.15 * self.extent + 60)) ** 2) + 5 * np.sin(z.real / 70 + c)
+        return np.asarray(7 * np.sin(z.imag / 90 + b) + 1j * bend)
+
+    def street(self, x: Array, y: Array) -> Array:
+        """Street coordinates of points on the ground."""
+        z = (x + 1j * y - (0.5 + 0.5j) * self.extent) * self._turn
+        z = z + self._shift(z)
+        return _exact([z.real, z.imag])
+
+    def ground(self, u: Array, v: Array) -> Array:
+        """Points on the ground: the inverse of ``street``, by fixed-point iteration."""
+        w = z = u + 1j * v
+        for _ in range(8):
+            z = w - self._shift(z)
+        z = z * self._turn.conjugate() + (0.5 + 0.5j) * self.extent
+        return _exact([z.real, z.imag])
+
+    def lookup(self, values: Array, points: Array) -> Array:
+        """What a table says of the cells in which some points of the ground lie."""
+        u, v = self.street(*points)
+        return np.asarray(
+            values[np.searchsorted(self.lines[0], u), np.searchsorted(self.lines[1], v)]
+        )
+
+
+class _Town:
+    """The three maps of a scene, and two textures that objects use where they lie."""
+
+    def __init__(self, seed: int, size: int, resolution: float) -> None:
+        self.seed, self.size, self.resolution = seed, size, resolution
+        self.grid = _Grid(seed, size * resolution)
+        self.noise = {c: _noise(seed, size, c / resolution) for c in (0.5, 1.2, 4, 14, 50)}
+        self.fine = 0.6 * self.noise[0.5] + 0.6 * self.noise[1.2]
+        self.coarse = 0.5 * self.noise[4] + 0.4 * self.noise[14] + 0.5 * self.noise[50]
+        y, x = np.mgrid[0 : size // 8 + 2, 0 : size // 8 + 2] * (8 * resolution)
+        self.streets = [_enlarge(s, 8, size) for s in self.grid.street(x, y)]
+        self.strips = []
+        for line, w in zip(self.grid.lines, self.streets, strict=True):
+            metres = np.arange(int(line[0]) - 90, int(line[-1]) + 90, dtype=np.float32)
+            strip = np.searchsorted(line, metres).astype(np.int32)
+            self.strips.append(strip[(w - metres[0]).astype(np.int32)])
+        self.colour = np.zeros((3, size, size), np.float32)
+        self.height = np.zeros((size, size), np.float32)
+        self.labels = np.zeros((size, size), np.uint8)
+
+    def patch(self, x: float, y: float, radius: float) -> tuple[Place, Array, Array]:
+        """A square around (x, y), and the distances from there: dx ``(1, w)``, dy ``(h, 1)``."""
+        parts, distances = [], []
+        for centre in (y, x):
+            start = max(0, int((centre - radius) / self.resolution))
+            stop = max(start, min(self.size, int((centre + radius) / self.resolution) + 2))
+            parts.append(slice(start, stop))
+            distances.append((np.arange(start, stop) + 0.5) * self.resolution - centre)
+        dy, dx = (d.astype(np.float32) for d in distances)
+        return (parts[0], parts[1]), dx[None, :], dy[:, None]
+
+    def paint(
+        self,
+        where: Array,
+        colour: npt.ArrayLike,
+        at: Place = _ALL,
+        height: npt.ArrayLike | None = None,
+        label: int | None = None,
+    ) -> None:
+        """Change the three maps where a mask is true."""
+        np.copyto(self.colour[:, *at], colour, where=where)
+        if height is not None:
+            np.copyto(self.height[at], height, where=where)
+        if label is not None:
+            self.labels[at][where] = label
+
+    def label(self, x: Array, y: Array) -> Array:
+        """Classes at some points; road for those outside the scene."""
+        row, column = (np.floor(p / self.resolution).astype(int) for p in (y, x))
+        inside = (row >= 0) & (row < self.size) & (column >= 0) & (column < self.size)
+        row, column = row.clip(0, self.size - 1), column.clip(0, self.size - 1)
+        return np.where(inside, self.labels[row, column], np.uint8(ROAD))
+
+    def fields(self) -> None:
+        """Colours and furrows by cell, and grass that is dry in places."""
+        kinds, noise = self.grid.kinds, self.noise
+        cell = self.strips[0] * kinds.shape[1] + self.strips[1]
+        picked, deep, wide, turned = (self.grid.chance[..., i] for i in range(2, 6))
+        deep = np.where((kinds == _FIELD) & (deep < 0.85), 0.03 + 0.05 * deep, 0)
+        furrow = np.float32(0)
+        for w, along in zip(self.streets, (turned < 0.5, turned >= 0.5), strict=True):
+            rows = np.where(along, 1, 0.5 * turned - 0.25) / (1.6 + 2.2 * wide)
+            furrow = furrow + rows.astype(np.float32).ravel()[cell] * w
+        furrow = np.abs(4 * (furrow - np.floor(furrow)) - 2) - 1
+        tone = 1 + 0.07 * self.fine + 0.09 * self.coarse
+        tone *= 1 + deep.astype(np.float32).ravel()[cell] * furrow
+        dry = 0.3 * self.fine + 0.4 * noise[4] + 0.4 * noise[14] + 0.6 * noise[50] - 0.2
+        dry = np.clip(dry, 0, 0.6)
+        for band, straw in enumerate((0.22, 0.10, 0.04)):
+            table = np.zeros(kinds.shape, np.float32)
+            for kind, choices in enumerate(_LAND):
+                values = np.array(choices)[(picked * len(choices)).astype(int), band]
+                table[kinds == kind] = values[kinds == kind]
+            self.colour[band] = table.ravel()[cell] * tone * (1 + straw * dry)
+
+    def water(self) -> Array:
+        """A river that winds past the middle, or a pond; returns the distance to the shore."""
+        dice, extent = next(_dice(self.seed, "water")), self.grid.extent
+        y, x = np.mgrid[0 : self.size // 8 + 2, 0 : self.size // 8 + 2] * (8 * self.resolution)
+        z = (x + 1j * y - (0.5 + 0.5j) * extent) * np.exp(1j * dice.between(0, 6.28))
+        if dice.chance(0.6):
+            along = z.real / (0.11 * extent + 8)
+            middle = 0.06 * np.sin(along) + 0.02 * np.sin(2.3 * along) - dice.between(0.14, 0.32)
+            shore = np.abs(z.imag + middle * extent) - dice.between(6, 13) - 2 * np.sin(1.7 * along)
+        else:
+            radius = dice.between(0.06, 0.11) * extent + 8
+            shore = np.abs(z.real * dice.between(0.6, 1) + 1j * (z.imag - 0.27 * extent))
+            shore = shore - radius * (1 + 0.15 * np.sin(3 * z.real / radius + 1))
+        far = _enlarge(_exact(shore), 8, self.size) + 1.5 * self.noise[14] + 0.6 * self.noise[4]
+        self.paint(far < 4, self.colour * np.float32(0.85))
+        self.paint(far < 1.2, _rgb(150, 140, 114) * (1 + 0.07 * self.fine + 0.09 * self.coarse))
+        deep = _rgb(96, 106, 92) - np.clip(far / -12, 0, 1) * _rgb(38, 28, 12)
+        self.paint(far < 0, deep * (1 + 0.03 * self.noise[50] + 0.012 * self.fine), label=WATER)
+        return far
+
+    def roads(self, far: Array) -> None:
+        """Streets are paved where the town is; elsewhere they are tracks between the fields."""
+        urban, main = self.grid.kinds <= _PARK, np.zeros(1, bool)
+        sides = []
+        for axis, (line, w) in enumerate(zip(self.grid.lines, self.streets, strict=True)):
+            middles = (line[:-1] + line[1:]) / 2
+            near = np.zeros(w.shape, np.int32)
+            for middle in middles:
+                near += w > middle
+            paved = urban[:-1] | urban[1:] if axis == 0 else (urban[:, :-1] | urban[:, 1:]).T
+            gaps = uniforms(self.seed, axis, np.arange(len(line)), "gaps", paved.shape[1]) < 0.06
+            paved = paved & ~gaps
+            if axis == 1:
+                paved[self.grid.main] = True
+                main = near == self.grid.main
+            edge = np.abs(w - line[near]) - np.where(main, np.float32(4.3), np.float32(2.9))
+            street = paved[near, self.strips[1 - axis]]
+            sides.append((edge, street & ((far > 3) | main), ~street & (far > 3)))
+        for edge, _, track in sides:
+            self.paint((edge < -1.3) & track, _rgb(150, 138, 112) * (1 + 0.07 * self.fine))
+        for edge, street, _ in sides:
+            self.paint((edge < 1.7) & street, 158 + 5 * self.fine)
+        for edge, street, _ in sides:
+            self.paint((edge < 0) & street, 114 + 3 * self.fine + 8 * self.coarse, label=ROAD)
+        u, edge = self.streets[0] / 7, sides[1][0]
+        marks = (edge < -4.14) & (u - np.floor(u) < 0.45) | (np.abs(edge + 0.4) < 0.14)
+        crossing = (sides[0][0] < 0.5) & sides[0][1]
+        self.paint(marks & main & sides[1][1] & ~crossing, 195)
+
+    def house(self, dice: _Dice, shop: bool, x: float, y: float, cos: float, sin: float) -> None:
+        """A plot and its house, if there is room; (cos, sin) follows the street, b leaves it."""
+        long, wide = dice.between(5.5, 8), dice.between(4, 5.2)
+        if shop:
+            long, wide = 2.7 * long, 2.7 * wide
+        at, dx, dy = self.patch(x, y, 1.2 * long + 18)
+        a, b, side = cos * dx + sin * dy, cos * dy - sin * dx, 1 if dice.chance(0.5) else -1
+        labels, fine, coarse = self.labels[at], self.fine[at], self.coarse[at]
+        free = labels == GROUND
+        turned = dice.chance(0.3)  # the gable to the street
+        depth = long if turned else wide
+        if not free[(np.abs(a) < long + 1) & (np.abs(b) < depth + 1)].all() or not free.size:
+            return
+        if shop:
+            yard = free & (np.abs(a) < long + 7) & (b > -depth - 17) & (b < depth + 6)
+            self.paint(yard, 124 + 3 * fine + 8 * coarse, at, label=ROAD)
+            for bay in range(int(-long / 2.7), int(long / 2.7)):
+                p, q = 2.7 * bay + 1.35, -depth - 9
+                if dice.chance(0.5):
+                    self.car(dice, x + cos * p - sin * q, y + sin * p + cos * q, -sin, cos)
+        else:
+            plot = free & (np.abs(a) < long + 3.5) & (b > -10) & (b < depth + 15)
+            self.paint(plot, dice.pick(_LAWNS) * (1 + 0.09 * fine + 0.1 * coarse), at)
+            drive = (np.abs(a * side - long - 1.7) < 1.4) & (b > -12) & (b < 2)
+            terrace = (np.abs(a) < 0.6 * long) & (np.abs(b - depth) < 3)
+            self.paint(free & (drive | terrace), dice.pick(_PAVING) * (1 + 0.04 * fine), at)
+            hedge = (np.abs(a * side + long + 3.2) < 0.9 + 0.5 * fine) & (np.abs(b - 6) < 14)
+            if dice.chance(0.4):
+                leaves = dice.pick(_LEAVES) * (0.9 + 0.25 * fine)
+                self.paint(free & hedge, leaves, at, 1.5, TREE)
+            pool = np.maximum(np.abs(a + 2 * side) - 3.2, np.abs(b - depth - 9) - 1.9)
+            if dice.chance(0.1) and (labels[pool < 0.8] == GROUND).all():
+                self.paint(pool < 0.8, 180, at)
+                self.paint(pool < 0, _rgb(98, 168, 182) * (1 + 0.04 * fine), at, label=WATER)
+        if turned:
+            a, b, cos, sin = b, -a, -sin, cos
+        flat = shop or dice.chance(0.06)
+        walls, pitch = dice.between(3.2, 6), 0.0 if flat else dice.between(0.5, 0.85)
+        hip, wing = dice.chance(0.4), dice.chance(0.4)
+        rise, slope_a, slope_b = _roof(a, b, long, wide, pitch, hip)
+        if wing:
+            beyond, aside = b - 0.6 * wide, side * a - long + 2.7
+            top, down_b, down_a = _roof(beyond, aside, 0.8 * wide, 2.7, pitch, hip)
+            slope_a = np.where(top > rise, side * down_a, slope_a)
+            slope_b = np.where(top > rise, down_b, slope_b)
+            rise = np.maximum(top, rise)
+        slope_x, slope_y = cos * slope_a - sin * slope_b, sin * slope_a + cos * slope_b
+        lit = 1 - slope_x * TO_SUN[0] - slope_y * TO_SUN[1]
+        lit = 0.36 + 0.64 * np.maximum(lit / np.sqrt(1 + slope_x**2 + slope_y**2), 0)
+        course = np.abs(rise / 0.8 - np.floor(rise / 0.8) - 0.5)
+        tiles = dice.pick(_FLAT_ROOFS if flat else _ROOFS) * lit
+        tiles = tiles * (0.97 + 0.12 * course + 0.05 * fine + 0.06 * coarse)
+        self.paint(rise >= 0, tiles, at, walls + rise, BUILDING)
+        for _ in range(8 if shop else 1):  # chimneys, and machines on flat roofs
+            p, q = dice.between(-0.7, 0.7) * long, dice.between(0, 0.7 if flat else 0.2) * wide
+            box = (np.abs(a - p) < (1.1 if flat else 0.5)) & (np.abs(b - q) < 0.6)
+            self.paint(box, _rgb(138, 120, 112), at, walls + wide * pitch + 0.8)
+        panels = (np.abs(a) < 0.6 * long) & (np.abs(np.abs(b) - 0.5 * wide) < 0.3 * wide)
+        if dice.chance(0.3):
+            self.paint(panels & (lit > 1.05) & (rise > 0), _rgb(46, 54, 78) * lit, at)
+
+    def tree(self, dice: _Dice, x: float, y: float, radius: float) -> None:
+        """A crown: a dome with lumps, brighter on the sun's side."""
+        at, dx, dy = self.patch(x, y, 1.3 * radius)
+        needles, fine = dice.chance(0.15), self.fine[at]
+        inside = 1 - (dx * dx + dy * dy) / (radius * radius) + 0.45 * fine
+        dome = radius * (1.1 + (1.5 if needles else 0.8) * np.sqrt(np.maximum(inside, 0)))
+        light = 0.82 + (0.4 / radius) * (dx * TO_SUN[0] + dy * TO_SUN[1]) + 0.28 * fine
+        leaves = dice.pick(_NEEDLES if needles else _LEAVES) * light
+        self.paint((inside > 0) & (dome > self.height[at]), leaves, at, dome, TREE)
+
+    def car(self, dice: _Dice, x: float, y: float, cos: float, sin: float) -> None:
+        """A car, where there is road below it."""
+        at, dx, dy = self.patch(x, y, 3)
+        a, b, half = cos * dx + sin * dy, cos * dy - sin * dx, dice.between(1.9, 2.4)
+        body = (np.abs(a) < half) & (np.abs(b) < 0.9) & (self.labels[at] == ROAD)
+        colour = dice.pick(_CARS)
+        self.paint(body, colour, at, 1.4)
+        self.paint(body & (np.abs(np.abs(a + 0.3) - 1.1) < 0.3), colour * 0.35 + 22, at)
+
+    def beside(self, purpose: str, low: float, high: float, offset: float) -> list[Array]:
+        """Places on both sides of all streets, ``low`` to ``high`` apart, ``offset`` from the edge.
+
+        Returns x, y, the direction of the street, and x, y of the middle of the street.
+        """
+        found = []
+        for axis, lines in enumerate(self.grid.lines):
+            across = self.grid.lines[1 - axis]
+            ways = np.arange(2 * len(lines))
+            n = int((across[-1] - across[0]) / low)
+            steps = uniforms(self.seed, axis, ways, purpose, n)
+            t = across[0] + np.cumsum(low + (high - low) * steps, 1)
+            half = np.where((axis == 1) & (ways // 2 == self.grid.main), 4.3, 2.9)
+            side = np.where(ways % 2, 1.0, -1.0)[:, None] + 0 * t
+            line = lines[ways // 2][:, None] + 0 * t
+            w = line + side * (half + offset)[:, None]
+            crossing = across[np.searchsorted((across[:-1] + across[1:]) / 2, t)]
+            keep = (t < across[-1]) & (np.abs(t - crossing) > 8)
+            t, w, line, side = t[keep], w[keep], line[keep], side[keep]
+            pairs = ((t, w), (t + side, w), (t, line))
+            here, ahead, middle = (self.grid.ground(*(p if axis else p[::-1])) for p in pairs)
+            along = (ahead - here) * (1 if axis else -1)
+            along = _exact(along / np.sqrt(along[0] * along[0] + along[1] * along[1]))
+            found.append(np.stack([*here, *along, *middle]))
+        places = np.concatenate(found, 1)
+        near = np.abs(places[:2] - self.grid.extent / 2).max(0) < self.grid.extent / 2 + 30
+        return list(places[:, near])
+
+    def build(self) -> None:
+        """Houses and car parks along the paved streets of the town, then cars."""
+        x, y, cos, sin, *middle = self.beside("plots", 15, 21, 12)
+        kinds = self.grid.lookup(self.grid.kinds, np.stack([x, y]))
+        kinds[self.label(*middle) != ROAD] = _FIELD
+        back = np.where(kinds == _SHOPS, 18, 0)
+        places = np.stack([x - sin * back, y + cos * back, cos, sin], 1).tolist()
+        for i, dice in enumerate(_dice(self.seed, "house", len(kinds), 120)):
+            if kinds[i] <= _SHOPS:
+                self.house(dice, kinds[i] == _SHOPS, *places[i])
+        for purpose, low, high, offset in (("parked", 6, 40, -1.0), ("driving", 30, 150, -2.6)):
+            places = np.stack(self.beside(purpose, low, high, offset)[:4], 1).tolist()
+            for i, dice in enumerate(_dice(self.seed, purpose, len(places))):
+                self.car(dice, *places[i])
+
+    def plant(self) -> None:
+        """Trees in rows along streets and tracks, then in gardens, parks, woods and meadows."""
+        grid = self.grid
+        rows = np.stack(self.beside("rows", 9, 11, 2.5)[:2])
+        rows = rows[:, grid.lookup(grid.chance[..., 7], rows) < 0.35]
+        draws = uniforms(self.seed, 0, np.arange(int(grid.extent**2 / 20)), "trees", 3)
+        points = _exact(draws[:, :2].T * grid.extent)
+        column, row = np.minimum((points / self.resolution).astype(int), self.size - 1)
+        density = _TREES[grid.lookup(grid.kinds, points)]
+        density *= np.clip(1 + 1.3 * self.coarse[row, column], 0.2, 3)
+        points = np.concatenate([rows, points[:, draws[:, 2] < density]], 1)
+        for i, one in enumerate(_dice(self.seed, "tree", points.shape[1])):
+            young = one.between(1.8, 2.8), 1.3 + 3.4 * one.between(0, 1) * one.between(0.4, 1)
+            x, y = points[:, i : i + 1]
+            if self.label(x, y) == GROUND:
+                self.tree(one, x.item(), y.item(), young[i >= rows.shape[1]])
+
+    def light(self) -> Array:
+        """Cast the shadows, then blur as a lens does and add the noise of a sensor."""
+        tall = (self.height * 100).astype(np.int16)
+        horizon = np.zeros_like(tall)
+        for k in range(2, int(float(self.height.max()) / self.resolution) + 2):
+            right, down = round(k * TO_SUN[0]), round(k * TO_SUN[1])
+            ray = tall[down:, right:] - np.int16(100 * k * self.resolution)
+            hidden = horizon[: len(ray), : ray.shape[1]]
+            np.maximum(hidden, ray, out=hidden)
+        shade = np.clip((horizon - tall - np.int16(15)).astype(np.float32) / 50, 0, 1)
+        sky = np.array(SKY, np.float32).reshape(3, 1, 1)
+        soft = 6 + np.float32(1.04) * self.colour * (1 - shade * (1 - sky))
+        soft = np.pad(soft, ((0, 0), (1, 1), (1, 1)), "edge")
+        soft = soft[:, :-2] + 2 * soft[:, 1:-1] + soft[:, 2:]
+        soft = (soft[..., :-2] + 2 * soft[..., 1:-1] + soft[..., 2:]) / 16
+        grain = uniforms(self.seed, 0, [0], "sensor", (soft.size + 3) // 4)[0] * 2**32
+        grain = grain.astype("<u4").view(np.uint8)[: soft.size].reshape(soft.shape)
+        grain = (grain & 15) + (grain >> 4)  # two dice: mean 15, standard deviation 6.5
+        soft += np.float32(0.35) * grain - np.float32(0.35 * 15 - 0.5)
+        return np.clip(soft, 0, 255).astype(np.uint8)
+
+
+def _roof(
+    a: Array, b: Array, half_a: float, half_b: float, pitch: float, hip: bool
+) -> tuple[Array, ...]:
+    """Height above the eaves (negative: outside) and its slopes along a, the ridge, and b."""
+    along, across = half_a - np.abs(a) + 0 * b, half_b - np.abs(b) + 0 * a
+    end = (along < across) & hip
+    rise = np.where((along > 0) & (across > 0), pitch * np.where(end, along, across), -99)
+    return rise, np.where(end, -pitch * np.sign(a), 0), np.where(end, 0, -pitch * np.sign(b))
+
+
+def town(size: int, seed: int, resolution: float = 0.3) -> tuple[Array, Array]:
+    """Make one scene: a town between fields, with water, woods, and the same sun everywhere.
+
+    Args:
+        size: width and height in pixels, at least 64.
+        seed: same seed, same pixels.
+        resolution: ground size of a pixel in metres, 0.1 to 1.
+
+    Returns:
+        The image, ``(3, size, size)`` uint8 (red, green, blue), and its labels,
+        ``(1, size, size)`` uint8 (numbers of ``CLASSES``). Cars are road, footpaths, drives and
+        field tracks are ground, pools are water; a tree covers what is below it.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+    if size < 64 or seed < 0 or not 0.1 <= resolution <= 1:
+        raise InputError(
+            f"toytown: size {size}, seed {seed}, resolution {resolution}: expected at least 64 "
+            "pixels, a seed of at least 0 and 0.1 to 1 m; give other values"
+        )
+    scene = _Town(seed, size, resolution)
+    scene.fields()
+    scene.roads(scene.water())
+    scene.build()
+    scene.plant()
+    return scene.light(), scene.labels[None]
+
+
+def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
+    """Make scenes as tiled, compressed GeoTIFFs: ``town-NNN.tif`` and ``town-NNN-labels.tif``.
+
+    NNN is the scene's seed, which also places the scene in UTM zone 33: other scenes lie
+    beside it, not on it.
+
+    Returns:
+        The pairs (image, labels) that were written.
+
+    Raises:
+        InputError: a file exists already, or a value is outside its range.
+    """
+    seeds = range(config.seed, config.seed + config.scenes)
+    names = [(f"town-{seed:03d}.tif", f"town-{seed:03d}-labels.tif") for seed in seeds]
+    pairs = [(config.to / image, config.to / labels) for image, labels in names]
+    for path in (path for pair in pairs for path in pair):
+        if path.exists():
+            raise InputError(f"{path} exists already; remove it or give another folder or seed")
+    config.to.mkdir(parents=True, exist_ok=True)
+    for seed, (image, labels) in zip(seeds, pairs, strict=True):
+        rgb, classes = town(config.size, seed, config.resolution)
+        width = config.size * config.resolution
+        west, north = 400_000 + seed % 50 * width, 5_400_000 - seed // 50 % 50 * width
+        grid = Affine(config.resolution, 0, west, 0, -config.resolution, north)
+        write_geotiff(image, rgb, CRS, grid, ("red", "green", "blue"))
+        tags = {f"class_{i}": name for i, name in enumerate(CLASSES)}
+        write_geotiff(labels, classes, CRS, grid, ("class",), tags)
+    return pairs
+
+
+def write_geotiff(
+    path: Path,
+    pixels: npt.NDArray[np.generic],
+    crs: Any,
+    transform: Affine,
+    bands: Sequence[str],
+    tags: dict[str, str] | None = None,
+) -> None:
+    """Write ``(C, h, w)`` pixels as a tiled, compressed GeoTIFF, beside its place, and rename."""
+    count, height, width = pixels.shape
+    options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    options |= {"predictor": 2 if count > 1 else 1, "zlevel": 9, "interleave": "band"}
+    if count == 3 and pixels.dtype == np.uint8:
+        options["photometric"] = "RGB"
+    part = path.with_name(path.name + ".part")
+    try:
+        with rasterio.open(
+            part, "w", driver="GTiff", width=width, height=height, count=count,
+            dtype=pixels.dtype, crs=crs, transform=transform, **options,
+        ) as file:  # fmt: skip
+            file.write(pixels)
+            file.descriptions = tuple(bands)
+            file.update_tags(**(tags or {}))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
