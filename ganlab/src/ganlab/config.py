@@ -22,13 +22,22 @@ class ToytownConfig:
     to: Path
     """Folder for ``town-NNN.tif`` (RGB, uint8) and ``town-NNN-labels.tif`` (classes, uint8)."""
     scenes: int = 1
-    """How many scenes; scene i is made from seed + i."""
+    """How many scenes, from seed, seed + 1, ...; NNN is the seed of a scene."""
     size: int = 2048
     """Width and height in pixels."""
     resolution: float = 0.3
     """Ground size of a pixel in metres."""
     seed: int = 0
     """Same seed, same bytes."""
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Write a real Sentinel-2 scene and a map of its land cover (extra ``samples``)."""
+
+    to: Path
+    """Folder for ``sentinel2.tif`` (RGB and near infrared, uint16) and
+    ``sentinel2-labels.tif`` (classes, uint8)."""
 
 
 @dataclass(frozen=True)

