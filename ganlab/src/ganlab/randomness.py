@@ -6,6 +6,7 @@ resumed run and two processes all agree.
 """
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,9 @@ def derived_seed(seed: int, *parts: "int | str") -> int:
     return int(_key(seed, *parts)[0] >> np.uint64(1))
 
 
+@lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    """The order in which ``n`` samples are met in one epoch: ``(n,)`` int64."""
-    return np.random.default_rng(derived_seed(seed, epoch, "order")).permutation(n)
+    """The order in which ``n`` samples are met in one epoch: ``(n,)`` int64, read-only."""
+    order = np.random.default_rng(derived_seed(seed, epoch, "order")).permutation(n)
+    order.setflags(write=False)
+    return order

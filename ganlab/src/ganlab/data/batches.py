@@ -8,6 +8,7 @@ code on the same random numbers, so they give the same batches.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import le, lt
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,13 @@ class Scaling:
     fill: tuple[float, ...]
 
     def _center_and_half(self) -> tuple[Tensor, Tensor]:
+        # Rounded to float32 once, so that both ways use the same numbers.
         low, high = torch.tensor([self.low, self.high], dtype=torch.float64).view(2, -1, 1, 1)
-        return (low + high) / 2, (high - low) / 2
+        return ((low + high) / 2).float(), ((high - low) / 2).float()
 
     def encode(self, stored: Tensor, valid: Tensor) -> Tensor:
         """``(B, C, H, W)`` stored values to float32; invalid pixels become the band's mean."""
-        center, half = (t.float().to(stored.device) for t in self._center_and_half())
+        center, half = (t.to(stored.device) for t in self._center_and_half())
         fill = torch.tensor(self.fill, device=stored.device).view(-1, 1, 1)
         return (torch.where(valid > 0, stored.float(), fill) - center) / half
 
@@ -66,7 +68,8 @@ class Scaling:
         limits = np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind)
         if kind.kind in "iu":
             values = np.rint(values)
-        return np.clip(values, limits.min, limits.max).astype(kind)
+        stored: npt.NDArray[Any] = np.clip(values, limits.min, limits.max).astype(kind)
+        return stored
 
     def outside(self, stored: Tensor, valid: Tensor) -> Tensor:
         """Share of valid values beyond twice the scaled range: data unlike the training's."""
@@ -101,7 +104,14 @@ class DataSpec:
 
 
 def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int = 256) -> DataSpec:
-    """Measure the scaling of every image source on (at most ``sample``) training tiles."""
+    """Measure the scaling of every image source on (at most ``sample``) training tiles.
+
+    Raises:
+        InputError: no training tiles, a band without valid pixels, or a declared range that does
+            not fit the bands or is empty.
+    """
+    if len(train) == 0:
+        raise InputError(f"{store.path}: no training tiles; change the split or tile more ground")
     chosen = train[np.linspace(0, len(train) - 1, min(len(train), sample)).round().astype(int)]
     scalings = {}
     for name, source in store.sources.items():
@@ -114,6 +124,9 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
             raise InputError(f"{store.path}: no valid pixel of {name!r} in the training tiles")
         low = _per_band(config.low, bands, 0.0 if source.dtype == "uint8" else None, 0.005)
         high = _per_band(config.high, bands, 255.0 if source.dtype == "uint8" else None, 0.995)
+        below = lt if config.low and config.high else le
+        if not all(map(below, low, high)):
+            raise InputError(f"scaling of {name!r}: low {low} must lie below high {high}")
         # A constant band has no range; any non-zero one keeps it finite.
         high = tuple(hi if hi > lo else lo + 1.0 for lo, hi in zip(low, high, strict=True))
         scalings[name] = Scaling(low, high, tuple(float(band.mean()) for band in bands))
@@ -292,9 +305,9 @@ def _cut(data: Tensor, rows: Tiles, plan: _Plan, size: int, factor: int) -> Tens
     steps = np.arange(size * factor)
     y = np.where(plan.flip[:, :1], steps[::-1], steps) + plan.top[:, None] * factor
     x = np.where(plan.flip[:, 1:], steps[::-1], steps) + plan.left[:, None] * factor
-    tile, y, x, turned = (
-        torch.from_numpy(i).to(data.device, non_blocking=True) for i in (rows, y, x, plan.transpose)
+    at = (rows[:, None, None], y[:, :, None], x[:, None, :], plan.transpose[:, None, None, None])
+    tile, row, column, turned = (
+        torch.from_numpy(index).to(data.device, non_blocking=True) for index in at
     )
-    cut = data[tile[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
-    turned = turned[:, None, None, None]
+    cut = data[tile, :, row, column].permute(0, 3, 1, 2)
     return torch.where(turned, cut.transpose(2, 3), cut)

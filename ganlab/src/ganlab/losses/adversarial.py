@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,6 +88,11 @@ class Penalty(Protocol):
         ...
 
 
+def full(value: Tensor) -> Tensor:
+    """``value`` in float32, or as it is if that is finer: losses are never taken in 16 bits."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 class Verdict:
     """What a discriminator says of real and of made images, asked only when needed.
 
@@ -122,16 +128,16 @@ class Verdict:
     def discriminator_term(self, loss: AdversarialLoss) -> Tensor:
         """The discriminator's loss: mean over patches, samples and heads."""
         maps = [
-            loss.discriminator(real.float(), fake.float())
+            loss.discriminator(full(real), full(fake))
             for (real, _), (fake, _) in zip(self.real, self.fake, strict=True)
         ]
         return self._mean(maps)
 
     def generator_term(self, loss: AdversarialLoss) -> Tensor:
         """The generator's loss: mean over patches, samples and heads."""
-        reals = [logits.float() for logits, _ in self.real] if loss.relativistic else None
+        reals = [full(logits) for logits, _ in self.real] if loss.relativistic else None
         maps = [
-            loss.generator(reals[head] if reals else None, fake.float())
+            loss.generator(reals[head] if reals else None, full(fake))
             for head, (fake, _) in enumerate(self.fake)
         ]
         return self._mean(maps)
@@ -139,6 +145,6 @@ class Verdict:
     def _mean(self, maps: list[Tensor]) -> Tensor:
         means = []
         for values in maps:
-            weight = F.adaptive_avg_pool2d(self._valid, list(values.shape[-2:]))
+            weight = F.adaptive_avg_pool2d(self._valid, (values.shape[-2], values.shape[-1]))
             means.append((values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6))
         return sum(means[1:], means[0]).mean() / len(means)
