@@ -66,8 +66,9 @@ def train(
     if kind is None:
         raise InputError(f"{type(task).__name__} configures no task; tasks: {sorted(TASKS)}")
     if (run / "config.json").exists():
-        raise InputError(f"{run} is a run already; continue it with: ganlab resume {run}")
-    config = dataclasses.replace(config, precision=decide_precision(config, _device(config.device)))
+        raise InputError(f"{run} is a run already; continue it with: ganlab resume --run {run}")
+    precision = decide_precision(config.precision, _device(config.device))
+    config = dataclasses.replace(config, precision=precision)
     split = store.split(config.split)
     spec = describe(store, split.train, config.scaling)
     model = None
@@ -160,10 +161,10 @@ def read_config(run: Path) -> dict[str, Any]:
     return about
 
 
-def decide_precision(config: TrainingConfig, device: torch.device) -> Any:
+def decide_precision(precision: str, device: torch.device) -> Any:
     """What ``precision="auto"`` means on a device; other settings stay as they are."""
-    if config.precision != "auto":
-        return config.precision
+    if precision != "auto":
+        return precision
     if device.type != "cuda":
         return "fp32"
     native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -320,5 +321,6 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available.get(name, False):
-        raise InputError(f"no device {name!r} here; use one of {[d for d, ok in available.items() if ok]}")
+        usable = [kind for kind, there in available.items() if there]
+        raise InputError(f"no device {name!r} here; use one of {usable}")
     return torch.device(name)
