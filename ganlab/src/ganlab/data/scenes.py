@@ -262,6 +262,7 @@ def open_labels(
             )
         if len(values[0]) and not 0 <= values[0].min() <= values[0].max() <= 255:
             dtype = "int32"
+    _features(path, _age(path), like, attribute)
     return VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute)
 
 
@@ -463,12 +464,18 @@ def _features(path: str, age: int, grid: Grid, attribute: str | None) -> tuple[A
 
     ``age`` is there so that a changed file is read again.
     """
+    columns = [] if attribute is None else [attribute]
+    meta, first, _, _ = _read_vector(path, columns=[], max_features=1, return_fids=True)
     import shapely
 
-    columns = [] if attribute is None else [attribute]
-    crs = CRS.from_user_input(_read_vector(path, columns=[], max_features=1)[0]["crs"])
+    crs = CRS.from_user_input(meta["crs"])
     bounds = transform_bounds(grid.crs, crs, *grid.bounds())
     _, fids, geometry, values = _read_vector(path, columns=columns, bbox=bounds, return_fids=True)
+    if len(first) and not len(fids):
+        raise InputError(
+            f"{path} lies nowhere near the scene: it has no feature in {bounds} ({meta['crs']}); "
+            "check its CRS and its axis order"
+        )
     shapes = shapely.from_wkb(geometry)
     classes = values[0] if values else np.ones(len(shapes), np.int64)
     kept = np.flatnonzero(~(shapely.is_missing(shapes) | shapely.is_empty(shapes)))
