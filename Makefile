@@ -26,6 +26,7 @@ $(STAMP):
 		echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "The virtual environment $(VENV) has a Python older than 3.11. Name another: make VENV=.venv"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	@# torch first and alone: another package could otherwise choose a larger build of it.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable "ganlab[book,test,lint]"
