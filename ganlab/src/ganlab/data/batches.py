@@ -263,9 +263,9 @@ class Batches(Dataset[Batch]):
 
     def _make(self, raw: Batch, rows: Tiles, plan: _Plan, size: int | None = None) -> Batch:
         size = size or self.crop
+        here = {name: data.to(self.device, non_blocking=True) for name, data in raw.items()}
         cut = {
-            name: _cut(data.to(self.device, non_blocking=True), rows, plan, size, self._factor(name))
-            for name, data in raw.items()
+            name: _cut(data, rows, plan, size, self._factor(name)) for name, data in here.items()
         }
         valid = cut.pop("valid").float()
         batch: Batch = {"valid": valid}
@@ -274,8 +274,8 @@ class Batches(Dataset[Batch]):
             if source.dtype == "uint16":
                 stored = stored.int() & 0xFFFF
             if source.kind == "image":
-                here = valid.repeat_interleave(source.factor, 2).repeat_interleave(source.factor, 3)
-                batch[name] = self.spec.scalings[name].encode(stored, here)
+                fine = valid.repeat_interleave(source.factor, 2).repeat_interleave(source.factor, 3)
+                batch[name] = self.spec.scalings[name].encode(stored, fine)
             else:
                 batch[name] = stored.long()
         batch["sample"] = torch.from_numpy(plan.tiles).to(self.device, non_blocking=True)

@@ -55,7 +55,8 @@ class Field:
         """Network channels ``(B, channels, H, W)`` to stored units: the inverse of ``enter``."""
         if self.source.kind == "label":
             classes: npt.NDArray[Any] = np.asarray(self.source.classes, self.source.dtype)
-            return classes[value.argmax(1, keepdim=True).cpu().numpy()]
+            found: npt.NDArray[Any] = classes[value.argmax(1, keepdim=True).cpu().numpy()]
+            return found
         if self.scaling is None:
             raise InputError(f"{self.name!r} has no scaling")
         return self.scaling.decode(value, self.source.dtype)
@@ -108,6 +109,18 @@ class Task(nn.Module, ABC):
             A float tensor ``(B, channels, H * scale, W * scale)`` for each declared output, and
             whatever the losses share.
         """
+
+    def sample(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """``generate`` without gradients, with the noise of ``seed`` where the task keeps noise.
+
+        The random state of the caller stays as it is.
+        """
+        device = batch["valid"].device
+        cuda = [device] if device.type == "cuda" else []
+        with torch.inference_mode(), torch.random.fork_rng(cuda, enabled=self.noise):
+            if self.noise:
+                torch.manual_seed(seed)
+            return self.generate(batch)
 
     def judged(self, batch: Batch, out: dict[str, Tensor]) -> tuple[Tensor | None, Tensor, Tensor]:
         """(condition, real, fake) as the discriminator sees them, zero where not measured."""

@@ -52,8 +52,10 @@ def load(path: Path) -> Any:
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} is not a checkpoint of ganlab (no {FORMAT!r} in it)")
             return _unpack(json.loads(metadata["tree"]), file)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"cannot read checkpoint {path}: {error}") from error
+    except (OSError, SafetensorError, KeyError, TypeError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read checkpoint {path}: {error!r}") from error
 
 
 def name(step: int) -> str:
@@ -79,9 +81,7 @@ def latest(folder: Path) -> Path:
 
 
 def tidy(folder: Path, keep: int) -> None:
-    """Remove leftovers of killed writers and all but the newest ``keep`` checkpoints."""
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
+    """Remove all but the newest ``keep`` checkpoints."""
     for old in all_in(folder)[: -max(keep, 1)]:
         old.unlink()
 
@@ -105,7 +105,7 @@ def _unpack(value: Any, file: Any) -> Any:
     if isinstance(value, list):
         return [_unpack(item, file) for item in value]
     if isinstance(value, dict) and "tensor" in value:
-        return file.get_tensor(value["tensor"])
+        return file.get_tensor(value["tensor"]).clone()  # no map of a file that will be removed
     if isinstance(value, dict):
         return {_unpack(k, file): _unpack(v, file) for k, v in value["dict"]}
     return value
@@ -117,8 +117,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
 
 
 def finite(module: torch.nn.Module) -> bool:

@@ -25,6 +25,12 @@ def average_gradients(parameters: Iterable[nn.Parameter], processes: int) -> Non
         gradient.copy_(mean.view_as(gradient))
 
 
+def autocast(device: torch.device, precision: str) -> Any:
+    """The autocast context of a decided precision; fp32 switches it off."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM, so that a step can be finished and saved.

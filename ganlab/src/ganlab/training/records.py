@@ -27,9 +27,14 @@ RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02")
 
 
 class Meter:
-    """Means of named scalars since the last look; adding never waits for the device."""
+    """Means of named scalars since the last look; adding never waits for the device.
 
-    def __init__(self) -> None:
+    Args:
+        device: where processes can exchange tensors.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self.sums: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, float | Tensor]) -> None:
@@ -37,11 +42,19 @@ class Meter:
         for name, value in values.items():
             value = torch.as_tensor(value).detach().float()
             pair = torch.stack([value, torch.ones_like(value)])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+            self.sums[name] = self.sums[name].to(pair.device) + pair if name in self.sums else pair
+
+    def totals(self) -> dict[str, Tensor]:
+        """Sum and count of each name over all processes, ``(2,)`` on the CPU."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        pairs = reduce(torch.stack([self.sums[name].to(self.device) for name in names]), "sum")
+        return dict(zip(names, pairs.cpu(), strict=True))
 
     def means(self) -> dict[str, float]:
         """The means over all processes; starts anew."""
-        pairs = {name: reduce(pair, "sum").tolist() for name, pair in sorted(self.sums.items())}
+        pairs = {name: pair.tolist() for name, pair in self.totals().items()}
         self.sums = {}
         return {name: total / count for name, (total, count) in pairs.items()}
 
@@ -68,7 +81,7 @@ class Records:
         if installed and tensorboard is not False:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(folder / "tensorboard", purge_step=after + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=after + 1)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line ``{"step": ..., name: value, ...}``."""
@@ -96,7 +109,13 @@ class Records:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """All metric lines of a run directory, oldest first."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines: list[dict[str, float]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # a killed process can leave half a line, and only at the end
+    return lines
 
 
 def picture(field: Field, value: Tensor) -> npt.NDArray[np.uint8]:
@@ -106,14 +125,15 @@ def picture(field: Field, value: Tensor) -> npt.NDArray[np.uint8]:
     such names, otherwise their first three bands (or the first one as grey).
     """
     if field.source.kind == "label":
-        return np.asarray(PALETTE, np.uint8)[value.argmax(1).cpu().numpy() % len(PALETTE)]
+        colours = np.asarray(PALETTE, np.uint8)
+        return np.asarray(colours[value.argmax(1).cpu().numpy() % len(PALETTE)], np.uint8)
     order = rgb_bands(field.source.bands, len(field.source.bands))
     bytes_ = ((value[:, order].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
-    return bytes_.permute(0, 2, 3, 1).numpy()
+    return np.asarray(bytes_.permute(0, 2, 3, 1).numpy(), np.uint8)
 
 
 def rgb_bands(names: Sequence[str], count: int) -> list[int]:
-    """Which of ``count`` bands are red, green and blue: by name, else the first three, else grey."""
+    """Which of ``count`` bands are red, green, blue: by name, else the first three, else grey."""
     lower = [name.lower() for name in names]
     found = [next((lower.index(n) for n in wanted if n in lower), None) for wanted in RGB_NAMES]
     if None not in found:
@@ -130,11 +150,7 @@ def panel(rows: list[list[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:
 def _truncate(path: Path, after: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= after:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break  # a killed process can leave half a line, and only at the end
-    path.write_text("".join(kept))
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= after]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)

@@ -23,16 +23,23 @@ from torch import nn
 from ganlab import __version__
 from ganlab.config import TrainingConfig, from_dict, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
-from ganlab.data.store import TileStore
+from ganlab.data.store import Source, Split, TileStore
 from ganlab.errors import InputError
+from ganlab.losses.balance import schedule
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
+from ganlab.training.processes import autocast as autocast
 from ganlab.training.records import Records, panel, picture
 from ganlab.training.trainer import Trainer
 
 FORMAT = "ganlab run 1"
 OnLog = Callable[[int, dict[str, float]], None]
+LEAST = {
+    "steps": 1, "batch_size": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1, "processes": 1,
+    "sample_every": 0, "workers": 0, "generator_lr": 0, "discriminator_lr": 0, "ema": 0,
+}  # fmt: skip
+"""The smallest value of each number in a ``TrainingConfig``."""
 
 
 def train(
@@ -65,13 +72,13 @@ def train(
     kind = next((name for name, t in TASKS.items() if t.config_type is type(task)), None)
     if kind is None:
         raise InputError(f"{type(task).__name__} configures no task; tasks: {sorted(TASKS)}")
-    if (run / "config.json").exists():
+    if checkpoints.all_in(run / "checkpoints"):
         raise InputError(f"{run} is a run already; continue it with: ganlab resume --run {run}")
+    _check(config)
     precision = decide_precision(config.precision, _device(config.device))
     config = dataclasses.replace(config, precision=precision)
     split = store.split(config.split)
     spec = describe(store, split.train, config.scaling)
-    model = None
     if init is not None:
         spec = _start_from(Path(init), spec)
     torch.manual_seed(config.seed)
@@ -84,17 +91,12 @@ def train(
         "settings": to_dict(task),
         "training": to_dict(config),
         "tiles": os.path.relpath(store.path, run),
-        "init": None if init is None else str(init),
+        "init": None if init is None else os.path.relpath(init, run),
         "data": spec.to_dict(),
-        "split": {
-            name: len(getattr(split, name)) for name in ("train", "validation", "test")
-        } | {"dropped": split.dropped},
+        "split": _sizes(split),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
-    }  # fmt: skip
-    if PartialState().is_main_process:
-        _write_config(run, about)
-    PartialState().wait_for_everyone()
-    _fit(run, model, store, spec, config, None, on_log)
+    }
+    _fit(run, model, store, config, about, None, on_log)
     return run
 
 
@@ -112,18 +114,32 @@ def resume(
         tiles: where the tile store is now, if it moved.
         steps: train to this step in place of the one first asked for.
         on_log: as for :func:`train`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        InputError: no run directory, a damaged checkpoint, or other tiles than it began with.
+        TrainingFailed: a loss became infinite or NaN.
     """
     run = Path(run)
     about = read_config(run)
-    config = from_dict(TrainingConfig, about["training"])
     if steps is not None:
-        config = dataclasses.replace(config, steps=steps)
+        about["training"]["steps"] = steps
+    config = from_dict(TrainingConfig, about["training"])
+    _check(config)
     store, spec = TileStore.open(Path(tiles or run / about["tiles"])), _spec(about)
-    model = TASKS[about["task"]](_settings(about), spec)
-    folder = run / "checkpoints"
-    state = checkpoints.load(checkpoints.latest(folder)) if folder.exists() else None
+    # Compared as text, because nodata may be NaN.
+    same = repr(dict(store.sources)) == repr(dict(spec.sources))
+    if not same or _sizes(store.split(config.split)) != about["split"]:
+        raise InputError(f"{store.path} holds other tiles than {run} began with; it needs those")
+    about["tiles"] = os.path.relpath(store.path, run)
     torch.manual_seed(config.seed)
-    _fit(run, model, store, spec, config, state, on_log)
+    model = TASKS[about["task"]](_settings(about), spec)
+    found = checkpoints.all_in(run / "checkpoints")
+    if not found and about["init"] is not None:
+        _copy_weights(run / about["init"], model)
+    _fit(run, model, store, config, about, checkpoints.load(found[-1]) if found else None, on_log)
     return run
 
 
@@ -156,8 +172,15 @@ def read_config(run: Path) -> dict[str, Any]:
         raise InputError(f"{run} is not a run directory: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    if about.get("format") != FORMAT or about.get("task") not in TASKS:
-        raise InputError(f"{path}: expected {FORMAT!r} with a task among {sorted(TASKS)}")
+    kind = about.get("task") if isinstance(about, dict) else None
+    if not isinstance(kind, str) or kind not in TASKS or about.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: expected {FORMAT!r} with a task among {sorted(TASKS)}, found task {kind!r}"
+        )
+    try:
+        _settings(about), _spec(about), from_dict(TrainingConfig, about["training"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not fit this version of ganlab: {error!r}") from error
     return about
 
 
@@ -171,18 +194,12 @@ def decide_precision(precision: str, device: torch.device) -> Any:
     return "bf16" if native else "fp16"
 
 
-def autocast(device: torch.device, precision: str) -> Any:
-    """The autocast context of a decided precision; fp32 switches it off."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-
-
 def _fit(
     run: Path,
     model: Task,
     store: TileStore,
-    spec: DataSpec,
     config: TrainingConfig,
+    about: dict[str, Any],
     state: dict[str, Any] | None,
     on_log: OnLog | None,
 ) -> None:
@@ -197,7 +214,7 @@ def _fit(
     batches = Batches(
         store,
         split.train,
-        spec,
+        model.spec,
         batch_size=config.batch_size,
         crop=config.crop,
         augment=config.augment,
@@ -211,6 +228,10 @@ def _fit(
     if state is not None:
         trainer.load_state_dict(state)
     if processes.is_main_process:
+        store.verify()
+        _write_config(run, about)
+        for leftover in run.rglob("*.tmp"):
+            leftover.unlink()
         records = Records(run, trainer.step, config.tensorboard)
         shown = split.validation if len(split.validation) else split.train
 
@@ -263,10 +284,10 @@ def _start_from(init: Path, measured: DataSpec) -> DataSpec:
     earlier = _spec(read_config(run_directory(init)))
     for name, source in measured.sources.items():
         known = earlier.sources.get(name)
-        if known is None or (known.bands, known.classes) != (source.bands, source.classes):
+        if known is None or _kind_of(known) != _kind_of(source):
             raise InputError(
                 f"{init} was trained on {name!r} = {known}; these tiles have {source}; "
-                "bands and classes must be the same to start from its weights"
+                "bands, dtype and classes must be the same to start from its weights"
             )
     return DataSpec(measured.sources, earlier.scalings)
 
@@ -274,9 +295,18 @@ def _start_from(init: Path, measured: DataSpec) -> DataSpec:
 def _copy_weights(init: Path, model: Task) -> None:
     donor = load_task(init, average=False, device="cpu")
     try:
-        model.load_state_dict(donor.state_dict())
+        model.generator.load_state_dict(donor.generator.state_dict())
+        if model.discriminator is not None and donor.discriminator is not None:
+            model.discriminator.load_state_dict(donor.discriminator.state_dict())
     except RuntimeError as error:
-        raise InputError(f"the networks of {init} have another shape: {error}") from error
+        first = str(error).splitlines()[1].strip()
+        raise InputError(
+            f"the networks of {init} have another shape than these settings: {first}"
+        ) from error
+
+
+def _kind_of(source: Source) -> tuple[Any, ...]:
+    return source.kind, source.dtype, source.bands, source.factor, source.classes
 
 
 def run_directory(path: Path) -> Path:
@@ -290,6 +320,20 @@ def _spec(about: dict[str, Any]) -> DataSpec:
 
 def _settings(about: dict[str, Any]) -> Any:
     return from_dict(TASKS[about["task"]].config_type, about["settings"])
+
+
+def _sizes(split: Split) -> dict[str, int]:
+    shares = {name: len(getattr(split, name)) for name in ("train", "validation", "test")}
+    return shares | {"dropped": split.dropped}
+
+
+def _check(config: TrainingConfig) -> None:
+    for name, least in LEAST.items():
+        if not getattr(config, name) >= least:
+            raise InputError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    if not (config.ema < 1 and all(0 <= beta < 1 for beta in config.betas)):
+        raise InputError(f"ema {config.ema} and betas {config.betas} must lie in [0, 1)")
+    schedule(config.lr_schedule, 0, config.steps)
 
 
 def _write_config(run: Path, about: dict[str, Any]) -> None:

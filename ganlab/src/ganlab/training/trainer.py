@@ -1,5 +1,6 @@
 """The training loop: one for every task."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,14 @@ from torch.optim.swa_utils import AveragedModel
 from ganlab.config import TrainingConfig
 from ganlab.data.batches import Batch, Batches
 from ganlab.errors import TrainingFailed
-from ganlab.losses.adversarial import Heads, Penalty, Verdict
+from ganlab.losses.adversarial import Heads, Penalty, Verdict, full
 from ganlab.losses.balance import Balance, Terms, schedule
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
-from ganlab.training.processes import average_gradients, interruptible
+from ganlab.training.processes import autocast, average_gradients, interruptible
 from ganlab.training.records import Meter
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NEVER = 2**62
 
 
@@ -75,7 +75,7 @@ class Trainer:
             for player in self.players.values():
                 player.compile()
         self.step = 0
-        self._meter = Meter()
+        self._meter = Meter(self.device)
         self._bad = torch.tensor(NEVER, device=self.device)
 
     def fit(self) -> int:
@@ -111,8 +111,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name] * factor
         batch = task.prepare(batch)
-        with self._autocast():
-            out = {name: value.float() for name, value in task.generate(batch).items()}
+        with autocast(self.device, config.precision):
+            out = {name: full(value) for name, value in task.generate(batch).items()}
         if task.discriminator is not None:
             self._update_discriminator(task.discriminator, batch, out)
             task.discriminator.requires_grad_(False)
@@ -149,32 +149,31 @@ class Trainer:
             return None
 
         def judge(condition: Tensor | None, image: Tensor) -> Heads:
-            with self._autocast():
+            with autocast(self.device, self.config.precision):
                 heads: Heads = discriminator(condition, image)
             return heads
 
-        return Verdict(judge, *self.task.judged(batch, out), batch["valid"])
+        condition, real, fake = self.task.judged(batch, out)
+        return Verdict(judge, condition, real, fake, batch["valid"])
 
     def _update(
         self, player: str, total: Tensor, terms: Terms, weights: dict[str, float | Tensor]
     ) -> None:
         optimizer = self.optimizers[player]
         optimizer.zero_grad()
-        self.scaler.scale(total).backward()
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         average_gradients(self.players[player].parameters(), self.state.num_processes)
+        finite = total.detach().isfinite()
+        if not self.scaler.is_enabled():  # which passes over infinite gradients itself
+            gradients = [p.grad for p in self.players[player].parameters() if p.grad is not None]
+            finite = finite & nn.utils.get_total_norm(gradients).isfinite()
         self.scaler.step(optimizer)
         self.scaler.update()
         here = torch.tensor(self.step, device=self.device)
-        self._bad = torch.where(total.detach().isfinite(), self._bad, self._bad.minimum(here))
+        self._bad = torch.where(finite, self._bad, self._bad.minimum(here))
         self._meter.add({f"{player}/{name}": term for name, term in terms.items()})
         self._meter.add({f"{player}/total": total})
         self._meter.add({f"{player}/weight/{name}": weight for name, weight in weights.items()})
-
-    def _autocast(self) -> Any:
-        precision = self.config.precision
-        return torch.autocast(
-            self.device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES
-        )
 
     def _ema(self, averages: Any, values: Any, _: Any) -> None:
         # Young averages follow faster, so that the random start is forgotten in time.
@@ -193,8 +192,11 @@ class Trainer:
             return
         bad = min(bad, self.step - 1)
         path = self.folder / f"failed-step-{bad:08d}.safetensors"
-        batch = {name: value.contiguous().cpu() for name, value in self.batches[bad].items()}
-        save_file(batch, path)
+        if self.state.is_main_process:
+            whole = copy.copy(self.batches)
+            whole.rank, whole.world = 0, 1
+            save_file({name: value.contiguous().cpu() for name, value in whole[bad].items()}, path)
+        self.state.wait_for_everyone()
         raise TrainingFailed(
             f"a loss or weight became infinite or NaN at step {bad}; its batch is in {path}, the "
             "last good checkpoint is kept; try a lower learning rate, or bf16 instead of fp16"
@@ -211,14 +213,14 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, unless the run has gone bad; the last ``keep`` stay."""
         self._stop_if_bad()
+        state, folder = self.state_dict(), self.folder / "checkpoints"
         if self.state.is_main_process:
-            folder = self.folder / "checkpoints"
-            checkpoints.save(folder / checkpoints.name(self.step), self.state_dict())
+            checkpoints.save(folder / checkpoints.name(self.step), state)
             checkpoints.tidy(folder, self.config.keep)
         self.state.wait_for_everyone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; to be called by all processes together."""
         return {
             "step": self.step,
             "players": {name: player.state_dict() for name, player in self.players.items()},
@@ -226,7 +228,7 @@ class Trainer:
             "balances": [balance and balance.state_dict() for balance in self.balances],
             "ema": self.ema and self.ema.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "meter": self._meter.sums,
+            "meter": self._meter.totals(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,4 +243,5 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
-        self._meter.sums = {name: sums.to(self.device) for name, sums in state["meter"].items()}
+        own = self.state.is_main_process  # the sums are those of all processes
+        self._meter.sums = {name: pair * own for name, pair in state["meter"].items()}
