@@ -4,10 +4,12 @@ Nothing here imports torch or rasterio before a command runs, so that help comes
 """
 
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -37,7 +39,7 @@ def samples(config: Annotated[SamplesConfig, Flat]) -> None:
     """Write the real Sentinel-2 sample scene and a class map (extra "samples")."""
     from ganlab.data.samples import write_samples
 
-    for path in write_samples(config.to):
+    for path in write_samples(config):
         print(path)
 
 
@@ -54,10 +56,6 @@ def tile(config: Annotated[TilingConfig, Flat]) -> None:
         f"{store.nbytes() / 1e6:.1f} MB; split by blocks: {len(split.train)} train, "
         f"{len(split.validation)} validation, {len(split.test)} test, {split.dropped} on borders"
     )
-
-
-def train() -> None:
-    """Train a task on a tile store: ``ganlab train TASK --help`` says more."""
 
 
 def train_pix2pix(
@@ -114,39 +112,56 @@ def evaluate(config: Annotated[EvaluateConfig, Flat]) -> None:
         print(table(evaluate(config, progress=progress)))
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "toytown": toytown,
     "samples": samples,
     "tile": tile,
-    "train": train,
+    "train": {"pix2pix": train_pix2pix},
     "resume": resume,
     "apply": apply,
     "evaluate": evaluate,
 }
-TRAIN = {"pix2pix": train_pix2pix}
+GROUPS = {"train": "Train a task on a tile store."}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a wrong input gives one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    commands: dict[str, Callable[..., Any]] = dict(COMMANDS)
-    program, description = "ganlab", "GANs for aerial and satellite imagery."
-    if arguments[:1] == ["train"]:
-        program, description = "ganlab train", "Train a task on a tile store."
-        commands, arguments = dict(TRAIN), arguments[1:]
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands, prog=program, description=description, args=arguments
-        )
-    except InputError as error:
-        print(f"ganlab: {error}", file=sys.stderr)
-        sys.exit(2)
-    except TrainingFailed as error:
-        print(f"ganlab: {error}", file=sys.stderr)
-        sys.exit(1)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line  # type: ignore[assignment]
+            tyro.cli(
+                _choice(COMMANDS),
+                prog="ganlab",
+                description="GANs for aerial and satellite imagery.",
+                args=arguments,
+            )
+    except (InputError, TrainingFailed) as error:
+        _say(error)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
-        print("ganlab: interrupted", file=sys.stderr)
+        _say("interrupted")
         sys.exit(130)
+
+
+def _choice(commands: dict[str, Any]) -> Any:
+    """The type from which tyro makes a subcommand for each function, and groups of them."""
+    options: list[Any] = [Annotated[None, tyro.conf.Suppress]]
+    for name, command in commands.items():
+        if callable(command):
+            made = tyro.conf.subcommand(name, constructor=command)
+        else:
+            group = partial(_choice, command)
+            made = tyro.conf.subcommand(name, constructor_factory=group, description=GROUPS[name])
+        options.append(Annotated[Any, made])
+    return Union[tuple(options)]  # noqa: UP007 - made at run time
+
+
+def _say(message: object) -> None:
+    print("ganlab:", *str(message).split(), file=sys.stderr)
+
+
+def _one_line(message: Warning | str, *_: Any) -> None:
+    _say(f"warning: {message}")
 
 
 def _train(task: Any, tiles: Path, to: Path, training: TrainingConfig, init: Path | None) -> None:
@@ -168,10 +183,16 @@ def _say_where_it_ended(run: Path, steps: int) -> None:
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar in a terminal, silence elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -202,6 +223,6 @@ def _training_bar(steps: int) -> Iterator[Callable[[int, dict[str, float]], None
                 if "/weight/" not in name and not name.endswith("/total")
             }
             note = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
-            update(step, steps, note)  # type: ignore[call-arg]
+            update(step, steps, note)
 
         yield on_log

@@ -20,7 +20,7 @@ class ToytownConfig:
     """Make georeferenced aerial scenes of an invented town, with exact labels."""
 
     to: Path
-    """Folder for ``town-NNN.tif`` (RGB, uint8) and ``town-NNN-labels.tif`` (classes, uint8)."""
+    """Folder for town-NNN.tif (RGB, uint8) and town-NNN-labels.tif (classes, uint8)."""
     scenes: int = 1
     """How many scenes, from seed, seed + 1, ...; NNN is the seed of a scene."""
     size: int = 2048
@@ -33,11 +33,11 @@ class ToytownConfig:
 
 @dataclass(frozen=True)
 class SamplesConfig:
-    """Write a real Sentinel-2 scene and a map of its land cover (extra ``samples``)."""
+    """Write a real Sentinel-2 scene and a map of its land cover (extra samples)."""
 
     to: Path
-    """Folder for ``sentinel2.tif`` (RGB and near infrared, uint16) and
-    ``sentinel2-labels.tif`` (classes, uint8)."""
+    """Folder for sentinel2.tif (RGB and near infrared, uint16) and
+    sentinel2-labels.tif (classes, uint8)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ScheduleConfig:
     """A factor as a function of the step: the same form for learning rates and loss weights."""
 
     shape: Literal["constant", "linear", "cosine", "fade_out"] = "constant"
-    """Constant 1; straight line or half cosine from 1 to ``end``; fade_out is linear to 0."""
+    """Constant 1; straight line or half cosine from 1 to end; fade_out is linear to 0."""
     start: float = 0.5
     """Share of the training after which the factor begins to change."""
     stop: float = 1.0
@@ -242,9 +242,10 @@ class ApplyConfig:
     to: Path
     """The GeoTIFF to write (cloud-optimized, on the grid of the input)."""
     window: int = 512
-    """Width of the windows that go through the network."""
+    """Width of the windows that go through the network; at least twice the overlap is taken."""
     overlap: int = 128
-    """Pixels that neighbouring windows share and blend."""
+    """Pixels that neighbouring windows share and blend, rounded up to the network's stride. From
+    eight strides on, a plain U-Net with norm "channel" or "batch" gives the same in any window."""
     batch_size: int = 4
     """Windows at a time."""
     bands: tuple[str, ...] = ()
@@ -254,7 +255,10 @@ class ApplyConfig:
     like: str | None = None
     """Vector input: a raster whose grid the output takes."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the network; auto takes bf16 where the device has it, fp16 on older GPUs,
+    fp32 elsewhere."""
     seed: int = 0
     """Seed of the dropout noise, where the model keeps it."""
     average: bool = True
@@ -275,16 +279,19 @@ class EvaluateConfig:
     run: Path
     """Run directory, or one checkpoint in it."""
     split: Literal["train", "validation", "test"] = "test"
+    """Which share of the tiles, as the training shared them out."""
     tiles: Path | None = None
     """Another tile store; the one of the training if not given."""
     batch_size: int = 8
+    """Tiles at a time."""
     limit: int | None = None
     """At most so many tiles, spread evenly."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
     average: bool = True
     """Use the averaged generator (EMA) if the run has one."""
     to: Path | None = None
-    """JSON file for the numbers; ``evaluation-<split>.json`` in the run if not given."""
+    """JSON file for the numbers; evaluation-<split>.json in the run if not given."""
 
 
 Config = TypeVar("Config")

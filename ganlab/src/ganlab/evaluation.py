@@ -4,18 +4,20 @@ All image numbers are in network units, where the scaled range of the data is [-
 """
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ganlab import metrics
 from ganlab.baselines import ClassMedian
 from ganlab.config import EvaluateConfig, TrainingConfig, from_dict
-from ganlab.data.batches import Batch, Batches, Tiles
+from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.store import TileStore
 from ganlab.errors import InputError
 from ganlab.tasks.base import Field, Task
@@ -26,11 +28,11 @@ FIT_TILES = 512
 """At most so many training tiles are read to fit a baseline."""
 
 Predictor = Callable[[Batch], Tensor]
+Progress = Callable[[int, int], None]
+Rows = dict[str, dict[str, float]]
 
 
-def evaluate(
-    config: EvaluateConfig, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Measure a run and its baselines on one split, and write the numbers as JSON.
 
     Images get L1, PSNR (dB) and SSIM as means over tiles, and the two texture distances of
@@ -41,37 +43,45 @@ def evaluate(
         ``{"split", "tiles", "output", "rows": {method: {metric: value}}}``.
 
     Raises:
-        InputError: the split is empty, or the tiles do not fit the run.
+        InputError: the split is empty, the tiles do not fit the run, or the file cannot be written.
     """
+    if config.batch_size < 1 or (config.limit is not None and config.limit < 1):
+        raise InputError(
+            f"batch size {config.batch_size} and limit {config.limit}: expected at least 1"
+        )
     run = run_directory(config.run)
     about = read_config(run)
     training = from_dict(TrainingConfig, about["training"])
     task = load_task(config.run, average=config.average, device=config.device)
     store = TileStore.open(config.tiles or run / about["tiles"])
     split = store.split(training.split)
-    tiles: Tiles = getattr(split, config.split)
-    if len(tiles) == 0:
-        raise InputError(f"{store.path}: the {config.split} split is empty; tile more ground")
-    if config.limit is not None:
-        at = np.linspace(0, len(tiles) - 1, min(config.limit, len(tiles)))
-        tiles = tiles[at.round().astype(int)]
+    for share in (config.split, "train"):
+        if len(getattr(split, share)) == 0:
+            raise InputError(
+                f"{store.path}: the {share} split is empty; take another split, or tile more ground"
+            )
+    _check_sources(store, task.spec)
+    tiles = _some(getattr(split, config.split), config.limit)
     device = next(task.parameters()).device
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False, device=device)
     target = task.outputs[0]
-    methods: dict[str, Predictor] = {"model": lambda batch: task.generate(batch)[target.name]}
-    methods |= _baselines(task, batches, split.train)
-    rows = (_labels if target.source.kind == "label" else _images)(
-        methods, target, batches, config.batch_size, progress
-    )
+    methods: dict[str, Predictor] = {
+        "model": lambda batch: task.sample(batch, int(batch["sample"][0]))[target.name]
+    }
+    methods |= _baselines(task, batches, _some(split.train, FIT_TILES))
+    measure = _labels if target.source.kind == "label" else _images
+    # Noise follows from the first tile of a batch, so that alone it is always the same.
+    size = 1 if task.noise else config.batch_size
+    rows = measure(methods, target, _prepared(task, batches, tiles, size), len(tiles), progress)
     result = {"split": config.split, "tiles": len(tiles), "output": target.name, "rows": rows}
     path = config.to or run / f"evaluation-{config.split}.json"
-    path.write_text(json.dumps(result, indent=1))
+    _write(path, result)
     return result
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The numbers of ``evaluate`` as aligned text."""
-    rows: dict[str, dict[str, float]] = result["rows"]
+    rows: Rows = result["rows"]
     columns = list(next(iter(rows.values())))
     width = max(len(name) for name in rows)
     lines = [f"{result['output']} on {result['tiles']} {result['split']} tiles"]
@@ -81,20 +91,34 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _check_sources(store: TileStore, spec: DataSpec) -> None:
+    for name in sorted(spec.sources.keys() | store.sources.keys()):
+        known, found = spec.sources.get(name), store.sources.get(name)
+        if (
+            known is None
+            or found is None
+            or (found.bands, found.dtype, found.factor) != (known.bands, known.dtype, known.factor)
+            or not set(found.classes) <= set(known.classes)
+        ):
+            raise InputError(
+                f"{store.path}: source {name!r} is {found}, the run was trained with {known}; "
+                "tile these scenes in the same way"
+            )
+
+
 def _baselines(task: Task, batches: Batches, train: Tiles) -> dict[str, Predictor]:
     """What any method must beat, chosen by the kinds of input and output."""
     given, target = task.inputs[0], task.outputs[0]
     if target.source.kind == "label":
-        counts = sum(
-            target.enter(batch[target.name]).add(1).mul(batch["valid"]).sum((0, 2, 3))
-            for batch in _whole(batches, _some(train), 16)
-        )
-        common = torch.nn.functional.one_hot(torch.as_tensor(counts).argmax(), target.channels)
-        shape = common.float().view(1, -1, 1, 1)
+        counts = torch.zeros(target.channels, dtype=torch.int64)
+        for batch in _prepared(task, batches, train):
+            known = (target.enter(batch[target.name]) > 0) & (batch["valid"] > 0)
+            counts += known.sum((0, 2, 3)).cpu()
+        shape = F.one_hot(counts.argmax(), target.channels).float().view(1, -1, 1, 1)
         return {"commonest class": lambda batch: shape.expand(-1, -1, *batch["valid"].shape[-2:])}
     if given.source.kind == "label":
         median = ClassMedian(given.source.classes, target.channels)
-        for batch in _whole(batches, _some(train), 16):
+        for batch in _prepared(task, batches, train):
             median.update(batch[given.name], batch[target.name], batch["valid"])
         return {"class median": lambda batch: median.predict(batch[given.name])}
     if given.channels == target.channels and task.scale == 1:
@@ -105,14 +129,14 @@ def _baselines(task: Task, batches: Batches, train: Tiles) -> dict[str, Predicto
 def _images(
     methods: Mapping[str, Predictor],
     target: Field,
-    batches: Batches,
-    size: int,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, dict[str, float]]:
+    batches: Iterable[Batch],
+    total: int,
+    progress: Progress | None,
+) -> Rows:
     sums: dict[str, dict[str, Tensor]] = {name: {} for name in methods}
     textures = {name: metrics.Texture() for name in methods}
-    truth, done, total = metrics.Texture(), 0, len(batches.tiles)
-    for batch in _whole(batches, batches.tiles, size):
+    truth, done = metrics.Texture(), 0
+    for batch in batches:
         valid, true = batch["valid"], batch[target.name]
         truth.update(true, valid)
         for name, predict in methods.items():
@@ -123,8 +147,8 @@ def _images(
                 "SSIM": metrics.ssim(made, true, valid, data_range=DATA_RANGE),
             }
             for metric, value in values.items():
-                sums[name].setdefault(metric, torch.zeros(2, device=value.device))
-                sums[name][metric] += torch.stack([value.nansum(), (~value.isnan()).sum()])
+                seen = torch.stack([value.nansum(), (~value.isnan()).sum()])
+                sums[name][metric] = sums[name].get(metric, torch.zeros_like(seen)) + seen
             textures[name].update(made, valid)
         done += len(valid)
         if progress:
@@ -140,18 +164,17 @@ def _images(
 def _labels(
     methods: Mapping[str, Predictor],
     target: Field,
-    batches: Batches,
-    size: int,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, dict[str, float]]:
-    n = target.channels
+    batches: Iterable[Batch],
+    total: int,
+    progress: Progress | None,
+) -> Rows:
+    n, done = target.channels, 0
     confusion = {name: torch.zeros(n * n, dtype=torch.int64) for name in methods}
-    done, total = 0, len(batches.tiles)
-    for batch in _whole(batches, batches.tiles, size):
+    for batch in batches:
         true = target.enter(batch[target.name])
         known = (true.amax(1) > 0) & (batch["valid"][:, 0] > 0)
         for name, predict in methods.items():
-            pairs = true.argmax(1) * n + predict(batch).argmax(1)
+            pairs = true.argmax(1) * n + predict(batch).argmax(1).to(true.device)
             confusion[name] += pairs[known].bincount(minlength=n * n).cpu()
         done += len(true)
         if progress:
@@ -168,12 +191,26 @@ def _labels(
     return rows
 
 
-def _whole(batches: Batches, tiles: Tiles, size: int) -> Any:
-    with torch.inference_mode():
-        for start in range(0, len(tiles), size):
-            yield batches.whole(tiles[start : start + size])
+def _prepared(task: Task, batches: Batches, tiles: Tiles, size: int = 16) -> Iterator[Batch]:
+    for start in range(0, len(tiles), size):
+        yield task.prepare(batches.whole(tiles[start : start + size]))
 
 
-def _some(tiles: Tiles) -> Tiles:
-    at = np.linspace(0, len(tiles) - 1, min(FIT_TILES, len(tiles)))
-    return tiles[at.round().astype(int)]
+def _some(tiles: Tiles, limit: int | None) -> Tiles:
+    """At most so many, spread evenly."""
+    count = min(limit or len(tiles), len(tiles))
+    return tiles[np.linspace(0, len(tiles) - 1, count).round().astype(np.int64)]
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    # JSON has no NaN and no infinity, which the PSNR of equal images is.
+    rows = {
+        name: {metric: value if math.isfinite(value) else None for metric, value in row.items()}
+        for name, row in result["rows"].items()
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(result | {"rows": rows}, indent=1), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}; name another file by --to") from error

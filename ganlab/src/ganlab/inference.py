@@ -7,9 +7,9 @@ the network pads only where the scene ends.
 """
 
 import os
-import tempfile
+import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +20,28 @@ import numpy.typing as npt
 import rasterio
 import rasterio.shutil
 import torch
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ganlab.config import ApplyConfig
-from ganlab.data.scenes import Grid, Scene, open_labels, open_scene
+from ganlab.data.scenes import VECTORS, Grid, Scene, open_labels, open_scene
 from ganlab.errors import InputError
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Field, Task
-from ganlab.training.runs import autocast, load_task
+from ganlab.training.runs import autocast, decide_precision, load_task
 
 SWATH = 8192
 """Width in pixels of the part of a scene that is blended at a time."""
 UNLIKE = 0.05
 """Share of pixels far outside the training's range above which ``apply`` warns."""
+CACHE_BYTES = 128 * 2**20
+COLOURS = ("red", "green", "blue")
 
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 
 
@@ -49,12 +55,18 @@ class Span:
     """Where its weight rises from 0 to 1: the middle half of the overlap with its forerunner."""
     ramp_out: tuple[int, int] | None
 
+    @property
+    def size(self) -> int:
+        """Its pixels."""
+        return self.stop - self.start
+
     def weights(self) -> Tensor:
-        """Weight of each pixel; those of all spans of an axis add up to 1 everywhere."""
-        at = torch.arange(self.start, self.stop) + 0.5
-        weight = torch.ones(len(at))
+        """Weight of each pixel, float64; those of all spans of an axis add up to 1 everywhere."""
+        at = torch.arange(self.start, self.stop, dtype=torch.float64) + 0.5
+        weight = torch.ones_like(at)
         if self.ramp_in:
-            weight = ((at - self.ramp_in[0]) / (self.ramp_in[1] - self.ramp_in[0])).clamp(0, 1)
+            low, high = self.ramp_in
+            weight = ((at - low) / (high - low)).clamp(0, 1)
         if self.ramp_out:
             low, high = self.ramp_out
             weight = weight.minimum(1 - ((at - low) / (high - low)).clamp(0, 1))
@@ -66,9 +78,12 @@ def spans(length: int, window: int, overlap: int, stride: int) -> list[Span]:
 
     Starts are multiples of ``stride``. The overlap is rounded up to it and never more than half
     a window, for which the window grows where it must. The last window is cut.
+
+    Raises:
+        InputError: the window is empty or the overlap negative.
     """
     if overlap < 0 or window < 1:
-        raise InputError(f"window {window} and overlap {overlap}: expected at least 1 and 0")
+        raise InputError(f"window {window} and overlap {overlap}: expected at least 1 and 0 pixels")
     shared = -(-overlap // stride) * stride
     step = max((window - shared) // stride * stride, shared, stride)
     window = step + shared
@@ -100,232 +115,312 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     task = load_task(config.run, average=config.average, device=config.device)
     if config.batch_statistics:
         _use_batch_statistics(task)
-    scene = _open_input(config, task.inputs)
-    targets = {
-        field.name: config.to
-        if index == 0
-        else config.to.with_name(f"{config.to.stem}-{field.name}{config.to.suffix}")
-        for index, field in enumerate(task.outputs)
-    }
-    for path in targets.values():
-        if path.exists() and not config.overwrite:
-            raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+    scene = _open_input(config, task.inputs[0])
+    grid, to = scene.grid.scaled(task.scale), config.to
+    others = [to.with_name(f"{to.stem}-{field.name}{to.suffix}") for field in task.outputs[1:]]
+    targets = [to, *others]
+    for path in targets:
+        _check_target(path, scene, config.overwrite)
+    blocks = generate_scene(
+        task,
+        scene,
+        window=config.window,
+        overlap=config.overlap,
+        batch_size=1 if config.batch_statistics else config.batch_size,
+        precision=config.precision,
+        seed=config.seed,
+        progress=progress,
+    )
     try:
-        config.to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".apply-", dir=config.to.parent) as folder:
-            grid = scene.grid.scaled(task.scale)
-            writers = [
-                _Writer(Path(folder), field, grid, targets[field.name]) for field in task.outputs
-            ]
-            with rasterio.Env(GDAL_CACHEMAX=128):
-                for window, valid, stored in generate_scene(task, scene, config, progress):
-                    for writer in writers:
-                        writer.write(stored[writer.field.name], valid, window)
-                for writer in writers:
-                    writer.finish()
+        with _workplace(to) as folder, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _quiet():
+            outputs = [_Output(folder, field, grid) for field in task.outputs]
+            for block, valid, stored in blocks:
+                for output in outputs:
+                    output.write(block, valid, stored[output.field.name])
+            finished = [output.finish() for output in outputs]
+            for path, target in zip(finished, targets, strict=True):
+                os.replace(path, target)
     except (OSError, RasterioError) as error:
-        raise InputError(f"cannot write {config.to}: {error}") from error
-    return list(targets.values())
+        raise InputError(
+            f"{to} cannot be written ({error.__cause__ or error}): a folder that can be written "
+            f"and up to {2 * _nbytes(task, grid) / 1e6:.0f} MB of free disk are needed; what "
+            "stood there is as it was"
+        ) from error
+    return targets
 
 
 def generate_scene(
-    task: Task, scene: Scene, config: ApplyConfig, progress: Progress | None = None
-) -> Iterator[tuple[Window, npt.NDArray[np.bool_], dict[str, Any]]]:
+    task: Task,
+    scene: Scene,
+    *,
+    window: int = 512,
+    overlap: int = 128,
+    batch_size: int = 4,
+    precision: str = "fp32",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Window, Bools, dict[str, Array]]]:
     """Blocks of the output that tile the scene, from top to bottom within each swath.
+
+    Args:
+        task: as ``load_task`` gives it.
+        scene: its input.
+        window: width of the windows in pixels of the scene; see :func:`spans`.
+        overlap: pixels that neighbouring windows share.
+        batch_size: windows at a time.
+        precision: fp32, bf16, fp16 or auto.
+        seed: of the dropout noise, where the task keeps it.
+        progress: called with (windows done, windows in all).
 
     Yields:
         Output window, its valid mask ``(h, w)``, and ``(C, h, w)`` in stored units for each output.
+
+    Raises:
+        InputError: the scene cannot be read, or holds what the model does not know.
     """
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: expected at least 1")
     grid, scale = scene.grid, task.scale
-    rows = spans(grid.height, config.window, config.overlap, task.stride)
-    columns = spans(grid.width, config.window, config.overlap, task.stride)
+    rows = spans(grid.height, window, overlap, task.stride)
+    columns = spans(grid.width, window, overlap, task.stride)
+    finals = [*(row.start for row in rows[1:]), grid.height]
     swaths = list(_swaths(columns, grid.width))
     done, total = 0, len(rows) * sum(len(members) for members, _, _ in swaths)
-    unlike = _Unlike(task)
+    network = _Network(task, scene, precision, seed)
     for members, left, right in swaths:
-        origin = members[0].start
-        pending: dict[str, Tensor] = {}
-        for number, row in enumerate(rows):
-            height, width = row.stop - row.start, members[-1].stop - origin
-            for column, out in _generate_row(task, scene, row, members, config, unlike):
-                weight = row.weights()[:, None] * column.weights()[None, :]
-                weight = weight.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-                for name, made in out.items():
-                    field = pending.setdefault(
-                        name, torch.zeros(len(made), height * scale, width * scale)
-                    )
-                    if field.shape[1] < height * scale:
-                        more = torch.zeros(
-                            len(made), height * scale - field.shape[1], width * scale
-                        )
-                        field = pending[name] = torch.cat([field, more], 1)
-                    at = slice((column.start - origin) * scale, (column.stop - origin) * scale)
-                    field[:, : height * scale, at] += made * weight
-                done += 1
+        canvas = _Canvas(task, rows[0].size, members[0].start, members[-1].stop)
+        for row, final in zip(rows, finals, strict=True):
+            for group in _groups(members, 1 if task.noise else batch_size):
+                for column, made in network.generate(row, group):
+                    canvas.add(row, column, made)
+                done += len(group)
                 if progress:
                     progress(done, total)
-            final = rows[number + 1].start if number + 1 < len(rows) else row.stop
-            window = Window(left, row.start, right - left, final - row.start)
-            stored, valid = scene.read(window)
-            cut = slice((left - origin) * scale, (right - origin) * scale)
-            ready = {
-                name: field[None, :, : window.height * scale, cut]
-                for name, field in pending.items()
-            }
-            inputs = {task.inputs[0].name: stored[None]}
-            composed = task.compose(inputs, ready)
-            valid = valid.repeat(scale, 0).repeat(scale, 1)
-            bigger = Window(*(scale * value for value in window.flatten()))
-            yield bigger, valid, {name: array[0] for name, array in composed.items()}
-            pending = {
-                name: field[:, window.height * scale :] for name, field in pending.items()
-            }
-    unlike.warn(scene)
+            block = Window(left, row.start, right - left, final - row.start)
+            stored, valid = scene.read(block)
+            ready = canvas.take(block.height, left, right)
+            composed = task.compose({task.inputs[0].name: stored[None]}, ready)
+            yield (
+                Window(*(scale * value for value in block.flatten())),
+                valid.repeat(scale, 0).repeat(scale, 1),
+                {name: array[0] for name, array in composed.items()},
+            )
+    network.warn()
 
 
-def _generate_row(
-    task: Task,
-    scene: Scene,
-    row: Span,
-    columns: list[Span],
-    config: ApplyConfig,
-    unlike: "_Unlike",
-) -> Iterator[tuple[Span, dict[str, Tensor]]]:
-    """The outputs of one row of windows, on the CPU; windows of equal width go together."""
-    size = 1 if task.noise else config.batch_size
-    groups: list[list[Span]] = []
-    for column in columns:
-        full = groups and len(groups[-1]) < size
-        if full and _width(groups[-1][0]) == _width(column):
-            groups[-1].append(column)
-        else:
-            groups.append([column])
-    device = next(task.parameters()).device
-    for group in groups:
-        reads = [
-            scene.read(Window(c.start, row.start, _width(c), row.stop - row.start)) for c in group
-        ]
-        stored = np.stack([array for array, _ in reads])
-        valid = np.stack([mask for _, mask in reads])[:, None]
-        batch = task.encode({task.inputs[0].name: stored}, valid, device)
-        unlike.count(stored, valid)
-        if task.noise:
-            torch.manual_seed(derived_seed(config.seed, row.start, group[0].start, "noise"))
-        with torch.inference_mode(), autocast(device, config.precision):
-            made = task.generate(batch)
-        out = {field.name: made[field.name].float().cpu() for field in task.outputs}
-        for i, column in enumerate(group):
-            yield column, {name: values[i] for name, values in out.items()}
+class _Network:
+    """The task on windows of one scene; counts how much of it is unlike the training."""
 
-
-class _Unlike:
-    """Counts how much of a scene lies far outside the range that the training knew."""
-
-    def __init__(self, task: Task) -> None:
-        self.field = task.inputs[0]
+    def __init__(self, task: Task, scene: Scene, precision: str, seed: int) -> None:
+        self.task, self.scene, self.seed = task, scene, seed
+        self.device = next(task.parameters()).device
+        self.precision = decide_precision(precision, self.device)
         self.far = self.measured = 0.0
 
-    def count(self, stored: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> None:
-        if self.field.scaling is None:
+    def generate(self, row: Span, columns: list[Span]) -> Iterator[tuple[Span, dict[str, Tensor]]]:
+        """The outputs of windows of one size, on the CPU; windows without a pixel have none."""
+        task, field = self.task, self.task.inputs[0]
+        reads = [self.scene.read(Window(c.start, row.start, c.size, row.size)) for c in columns]
+        kept = [i for i, (_, mask) in enumerate(reads) if mask.any()]
+        if not kept:
             return
-        mask = torch.from_numpy(valid.astype(np.float32))
-        values = torch.from_numpy(stored.astype(np.float32))
-        self.far += float(self.field.scaling.outside(values, mask) * mask.sum())
-        self.measured += float(mask.sum())
+        stored = np.stack([reads[i][0] for i in kept])
+        valid = np.stack([reads[i][1] for i in kept])[:, None]
+        try:
+            batch = task.encode({field.name: stored}, valid, self.device)
+        except InputError as error:
+            raise InputError(f"{self.scene.file}: {error}") from None
+        if field.scaling is not None:
+            values, mask = torch.from_numpy(stored.astype(np.float32)), torch.from_numpy(valid)
+            self.far += float(field.scaling.outside(values, mask)) * valid.sum()
+            self.measured += valid.sum()
+        seed = derived_seed(self.seed, row.start, columns[0].start, "noise")
+        with autocast(self.device, self.precision):
+            made = task.sample(batch, seed)
+        out = {field.name: made[field.name].cpu() for field in task.outputs}
+        for place, i in enumerate(kept):
+            yield columns[i], {name: values[place] for name, values in out.items()}
 
-    def warn(self, scene: Scene) -> None:
+    def warn(self) -> None:
         share = self.far / max(self.measured, 1)
         if share > UNLIKE:
             warnings.warn(
-                f"{share:.0%} of the valid pixels of {scene.file} lie far outside the range that "
-                "the model was trained on: other sensor, units or bands?",
+                f"{share:.0%} of the valid pixels of {self.scene.file} lie far outside the range "
+                "that the model was trained on: other sensor, units or bands?",
                 stacklevel=3,
             )
 
 
-class _Writer:
+class _Canvas:
+    """Weighted sums of windows over one swath, for the rows that are not final yet.
+
+    Sizes and places are in pixels of the scene; the sums are ``task.scale`` times as fine.
+    """
+
+    def __init__(self, task: Task, height: int, left: int, right: int) -> None:
+        self.left, self.scale = left, task.scale
+        dtype = torch.promote_types(next(task.parameters()).dtype, torch.float32)
+        shape = (height * self.scale, (right - left) * self.scale)
+        self.sums = {f.name: torch.zeros(f.channels, *shape, dtype=dtype) for f in task.outputs}
+
+    def add(self, row: Span, column: Span, made: Mapping[str, Tensor]) -> None:
+        """Add a window whose first row is the first one that is not final."""
+        weight = row.weights()[:, None] * column.weights()
+        weight = weight.repeat_interleave(self.scale, 0).repeat_interleave(self.scale, 1)
+        rows, columns = slice(0, row.size * self.scale), self._columns(column.start, column.stop)
+        for name, values in made.items():
+            part = self.sums[name][:, rows, columns]
+            part += values.to(part.dtype) * weight.to(part.dtype)
+
+    def take(self, height: int, left: int, right: int) -> dict[str, Tensor]:
+        """The first rows, which become final: ``(1, C, h, w)`` for each output."""
+        count, ready = height * self.scale, {}
+        for name, sums in self.sums.items():
+            ready[name] = sums[None, :, :count, self._columns(left, right)]
+            self.sums[name] = F.pad(sums[:, count:], (0, 0, 0, count))
+        return ready
+
+    def _columns(self, left: int, right: int) -> slice:
+        return slice((left - self.left) * self.scale, (right - self.left) * self.scale)
+
+
+class _Output:
     """One output: a plain tiled GeoTIFF while it grows, then copied to a cloud-optimized one."""
 
-    def __init__(self, folder: Path, field: Field, grid: Grid, target: Path) -> None:
-        self.field, self.grid, self.target = field, grid, target
-        self.plain, self.cog = folder / f"{field.name}.tif", folder / f"{field.name}-cog.tif"
-        self.masked = False
+    def __init__(self, folder: Path, field: Field, grid: Grid) -> None:
         source = field.source
+        self.field, self.masked = field, False
+        self.nodata = source.nodata if _holds(source.dtype, source.nodata) else None
+        self.plain, self.final = folder / f"{field.name}.tif", folder / f"{field.name}-cog.tif"
         bands = ("class",) if source.kind == "label" else source.bands
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), _quiet():
-            self.file = rasterio.open(
-                self.plain,
-                "w",
-                driver="GTiff",
-                width=grid.width,
-                height=grid.height,
-                count=len(bands),
-                dtype=source.dtype,
-                crs=grid.crs,
-                transform=grid.transform,
-                nodata=source.nodata,
-                tiled=True,
-                blockxsize=512,
-                blockysize=512,
-                bigtiff="if_safer",
-            )
+        self.file = rasterio.open(
+            self.plain,
+            "w",
+            driver="GTiff",
+            width=grid.width,
+            height=grid.height,
+            count=len(bands),
+            dtype=source.dtype,
+            crs=grid.crs,
+            transform=grid.transform,
+            nodata=self.nodata,
+            tiled=True,
+            blockxsize=512,
+            blockysize=512,
+            bigtiff="if_safer",
+            # Otherwise GDAL takes the fourth of four byte bands for transparency.
+            photometric="minisblack",
+        )
         self.file.descriptions = bands
+        if set(COLOURS) <= set(bands):
+            self.file.colorinterp = [
+                ColorInterp[band] if band in COLOURS else ColorInterp.undefined for band in bands
+            ]
 
-    def write(
-        self, stored: npt.NDArray[Any], valid: npt.NDArray[np.bool_], window: Window
-    ) -> None:
-        nodata = self.field.source.nodata
-        if nodata is not None:
-            stored = np.where(valid, _avoid(stored, nodata), np.asarray(nodata, stored.dtype))
-        elif not valid.all() and not self.masked:
-            self._start_mask()
-        if self.masked and nodata is None:
+    def write(self, window: Window, valid: Bools, stored: Array) -> None:
+        """Write ``(C, h, w)``, and what says where it is valid."""
+        if self.nodata is not None:
+            if self.field.source.kind != "label":
+                stored = _avoid(stored, self.nodata)
+            stored = np.where(valid, stored, np.asarray(self.nodata, stored.dtype))
+        elif self.masked or not valid.all():
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                if not self.masked:
+                    self._start_mask()
                 self.file.write_mask(valid.astype(np.uint8) * 255, window=window)
         self.file.write(stored, window=window)
 
     def _start_mask(self) -> None:
         """All that was written so far was valid; blocks to come bring their own mask."""
         self.masked = True
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            for _, block in self.file.block_windows(1):
-                full = np.full((block.height, block.width), 255, np.uint8)
-                self.file.write_mask(full, window=block)
+        for _, block in self.file.block_windows(1):
+            self.file.write_mask(np.full((block.height, block.width), 255, np.uint8), window=block)
 
-    def finish(self) -> None:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), _quiet():
-            self.file.close()
-            rasterio.shutil.copy(
-                self.plain,
-                self.cog,
-                driver="COG",
-                compress="deflate",
-                blocksize=512,
-                bigtiff="if_safer",
-                overview_resampling="nearest" if self.field.source.kind == "label" else "average",
-            )
-        os.replace(self.cog, self.target)
+    def finish(self) -> Path:
+        """The cloud-optimized copy."""
+        self.file.close()
+        rasterio.shutil.copy(
+            self.plain,
+            self.final,
+            driver="COG",
+            compress="deflate",
+            blocksize=512,
+            bigtiff="if_safer",
+            overview_resampling="nearest" if self.field.source.kind == "label" else "average",
+        )
+        return self.final
 
 
-def _open_input(config: ApplyConfig, inputs: tuple[Field, ...]) -> Scene:
+def _open_input(config: ApplyConfig, field: Field) -> Scene:
     """The scene that a model starts from, checked against what it was trained on."""
-    if len(inputs) != 1:
-        raise InputError(f"this model needs {[f.name for f in inputs]}; apply gives one scene")
-    source, scene = inputs[0].source, None
-    if source.kind == "label":
-        like = Grid(None, rasterio.Affine.identity(), 0, 0)
-        if config.like:
-            like = open_scene(config.like, ungeoreferenced=config.ungeoreferenced).grid
-        scene = open_labels(config.scene, like, config.attribute, config.ungeoreferenced)
-    else:
+    source, vector = field.source, config.scene.lower().endswith(VECTORS)
+    if vector and (source.kind != "label" or config.like is None):
+        raise InputError(
+            f"{config.scene} is a vector file: "
+            + (
+                "give --like RASTER, on whose grid it lies"
+                if source.kind == "label"
+                else f"this model starts from an image of {len(source.bands)} bands"
+            )
+        )
+    if not vector and (config.like or config.attribute):
+        raise InputError(f"{config.scene} is a raster; --like and --attribute are for vectors")
+    scene: Scene
+    if source.kind != "label":
         scene = open_scene(config.scene, config.bands, source.nodata, config.ungeoreferenced)
+    else:
+        grid = Grid(None, rasterio.Affine.identity(), 0, 0)
+        if config.like:
+            grid = open_scene(config.like, ungeoreferenced=config.ungeoreferenced).grid
+        scene = open_labels(config.scene, grid, config.attribute, config.ungeoreferenced)
     same_kind = np.dtype(scene.dtype).kind == np.dtype(source.dtype).kind
-    if len(scene.bands) != len(source.bands) or (source.kind == "image" and not same_kind):
+    shuffled = set(scene.bands) == set(source.bands) and scene.bands != source.bands
+    if source.kind != "label" and (
+        len(scene.bands) != len(source.bands) or not same_kind or shuffled
+    ):
         raise InputError(
             f"{scene.file} has {len(scene.bands)} bands {list(scene.bands)} of {scene.dtype}; the "
             f"model was trained on {list(source.bands)} of {source.dtype}: choose with --bands"
         )
     return scene
+
+
+def _check_target(path: Path, scene: Scene, overwrite: bool) -> None:
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(f"{path}: the output is a GeoTIFF; give a name that ends in .tif")
+    if path.is_dir() or (path.exists() and path.samefile(scene.file)):
+        found = "a folder" if path.is_dir() else "the scene itself"
+        raise InputError(f"{path} is {found}; give another name")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+
+
+@contextmanager
+def _workplace(to: Path) -> Iterator[Path]:
+    """A folder beside the output that is gone in the end, with what a killed process left there."""
+    folder = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _nbytes(task: Task, grid: Grid) -> int:
+    sources = [field.source for field in task.outputs]
+    return (
+        grid.width
+        * grid.height
+        * sum(np.dtype(source.dtype).itemsize * len(source.bands) for source in sources)
+    )
+
+
+def _groups(columns: list[Span], size: int) -> list[list[Span]]:
+    """Windows that go through the network together: only the last one may be narrower."""
+    full = [column for column in columns if column.size == columns[0].size]
+    groups = [full[i : i + size] for i in range(0, len(full), size)]
+    return groups if len(full) == len(columns) else [*groups, columns[len(full) :]]
 
 
 def _swaths(columns: list[Span], width: int) -> Iterator[tuple[list[Span], int, int]]:
@@ -343,31 +438,37 @@ def _swaths(columns: list[Span], width: int) -> Iterator[tuple[list[Span], int, 
         first = last + 1
 
 
-def _avoid(stored: npt.NDArray[Any], nodata: float) -> npt.NDArray[Any]:
+def _holds(dtype: str, nodata: float | None) -> bool:
+    """Whether a pixel type can say nodata; a file's header may promise what it cannot."""
+    if nodata is None or np.dtype(dtype).kind == "f":
+        return nodata is not None
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= nodata <= limits.max and nodata == int(nodata))
+
+
+def _avoid(stored: Array, nodata: float) -> Array:
     """Move made values that equal the nodata value by one step, so that they stay visible."""
     if np.isnan(nodata):
         return stored
-    kind = np.dtype(stored.dtype)
+    kind = stored.dtype
     if kind.kind == "f":
-        step = np.nextafter(np.asarray(nodata, kind), np.asarray(np.inf, kind))
+        step = np.nextafter(kind.type(nodata), kind.type(0 if nodata > 0 else 1))
     else:
-        step = nodata + 1 if nodata < np.iinfo(kind).max else nodata - 1
-    return np.where(stored == nodata, np.asarray(step, kind), stored)
+        step = kind.type(nodata + 1 if nodata < np.iinfo(kind).max else nodata - 1)
+    return np.where(stored == nodata, step, stored)
 
 
 def _use_batch_statistics(task: Task) -> None:
-    for layer in task.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.track_running_stats = False
-            layer.running_mean = layer.running_var = None
+    layers = [layer for layer in task.generator.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if not layers:
+        raise InputError("--batch-statistics: this model has no batch norm; leave it out")
+    for layer in layers:
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = None
     warnings.warn(
         "batch statistics: every window is normalized by itself, so windows may differ in colour",
         stacklevel=3,
     )
-
-
-def _width(span: Span) -> int:
-    return span.stop - span.start
 
 
 @contextmanager
