@@ -127,6 +127,7 @@ def test_grids_agree_with_rasterio(tmp_path, transform):
     assert grid.scaled(1) == grid
     assert grid.scaled(0.3).width == 9
     assert grid.scaled(2).height == 40
+    assert grid.scaled(0.52).width == 15  # of 15.6
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -284,10 +285,11 @@ def test_no_crs(tmp_path):
         InputError, match=r"scene.tif has no CRS; give --ungeoreferenced to tile it by pixel"
     ):
         open_scene(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", rasterio.errors.NotGeoreferencedWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         scene = open_scene(path, ungeoreferenced=True)
         np.testing.assert_array_equal(everything(scene)[0], RGB)
+    assert not [w for w in caught if w.category is rasterio.errors.NotGeoreferencedWarning]
     assert scene.grid.crs is scene.grid.crs_name is None
 
 
@@ -334,6 +336,19 @@ def test_a_rewritten_file_is_read_again(tmp_path):
     write(tmp_path / "a.tif", 255 - RGB)
     os.utime(tmp_path / "a.tif", ns=(1, 1))
     np.testing.assert_array_equal(everything(scene)[0], 255 - RGB)
+
+
+def test_files_stay_open_but_a_fork_opens_its_own(tmp_path, monkeypatch):
+    # A forked process that read through its parent's file would move the parent's position.
+    scene = open_scene(write(tmp_path / "a.tif", RGB))
+    opened, original = [], rasterio.open
+    monkeypatch.setattr(rasterio, "open", lambda path: opened.append(path) or original(path))
+    everything(scene)
+    everything(scene)
+    assert len(opened) == 1
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    everything(scene)
+    assert len(opened) == 2
 
 
 # --- pairs ---------------------------------------------------------------------------------
@@ -512,6 +527,18 @@ def test_no_feature_is_class_0(tmp_path):
     values, valid = everything(open_labels(path, GRID))
     assert not values.any()
     assert valid.all()
+
+
+def test_features_without_geometry_are_nothing(tmp_path):
+    path = write_vector(tmp_path / "f.geojson", polygons())
+    whole = json.loads((tmp_path / "f.geojson").read_text())
+    before = everything(open_labels(path, GRID))[0]
+    none = {"type": "Feature", "properties": {}, "geometry": None}
+    empty = none | {"geometry": {"type": "Polygon", "coordinates": []}}
+    whole["features"] = [none, *whole["features"], empty]
+    other = tmp_path / "g.geojson"
+    other.write_text(json.dumps(whole))
+    np.testing.assert_array_equal(everything(open_labels(other, GRID))[0], before)
 
 
 def test_changed_vectors_are_read_again(tmp_path):

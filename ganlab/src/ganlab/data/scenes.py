@@ -478,13 +478,13 @@ def _features(path: str, age: int, grid: Grid, attribute: str | None) -> tuple[A
         )
     shapes = shapely.from_wkb(geometry)
     classes = values[0] if values else np.ones(len(shapes), np.int64)
-    kept = np.flatnonzero(~(shapely.is_missing(shapes) | shapely.is_empty(shapes)))
     if path.lower().endswith(".gpkg"):
         # The spatial index answers in an order of its own; GeoJSON keeps that of the file.
-        kept = kept[np.argsort(fids[kept], kind="stable")]
+        order = np.argsort(fids, kind="stable")
+        shapes, classes = shapes[order], classes[order]
 
     def project(points: Array) -> Array:
         return np.stack(transform_points(crs, grid.crs, points[:, 0], points[:, 1]), axis=1)
 
-    shapes = shapely.transform(shapes[kept], project)
-    return shapes, classes[kept], shapely.STRtree(shapes)
+    shapes = shapely.transform(shapes, project)
+    return shapes, classes, shapely.STRtree(shapes)
