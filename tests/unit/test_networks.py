@@ -104,9 +104,11 @@ def test_norms_accept_one_pixel_in_training(kind):
 
 def test_instance_norm_statistics_are_those_of_one_band_of_one_sample():
     x = 5 + 3 * torch.randn(2, 3, 8, 8)
-    y = InstanceNorm(3)(x)
+    norm = InstanceNorm(3)
+    y = norm(x)
     expected = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True, correction=0)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(norm.eval()(x), y)
 
 
 def test_upsampling_doubles():
@@ -189,6 +191,27 @@ def test_norms_with_scale_and_shift_cost_the_same(norm):
         return parameters(UNet(3, 3, norm=kind, width=8)), parameters(PatchGAN(6, norm=kind))
 
     assert size(norm) == size("batch")
+
+
+@pytest.mark.parametrize(("norm", "up"), list(itertools.product(NORMS, UPS)))
+def test_where_residual_unets_have_biases_and_norms(norm, up):
+    network = UNet(2, 3, width=4, depth=3, norm=norm, up=up, block="residual")
+    weighty = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert len(weighty) == 6 + 2 * 5
+    # A norm makes a bias superfluous; the first level and the bottleneck have none.
+    free = [
+        m
+        for level in (network.down[0], network.down[-1])
+        for block in level
+        if isinstance(block, ResidualBlock)
+        for m in block.layers
+        if isinstance(m, nn.Conv2d)
+    ]
+    with_bias = [m for m in weighty if m.bias is not None]
+    assert with_bias == (weighty if norm == "none" else [*free, network.last_layer])
+    kind = type(normalization(norm, 1))
+    norms = [sum(isinstance(m, kind) for m in level.modules()) for level in network.down]
+    assert norms == ([2, 2, 2] if norm == "none" else [0, 3, 0])
 
 
 @settings(max_examples=12, deadline=None)

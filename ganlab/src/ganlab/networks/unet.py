@@ -28,8 +28,8 @@ class UNet(nn.Module):
     pix2pix (Isola et al. 2017, section 6.1), layer for layer: C64-C128-C256-C512-C512-C512-C512-
     C512, CD512-CD512-CD512-C512-C256-C128-C64 and tanh, 54,413,955 parameters at 3 to 3 channels.
 
-    As in the authors' implementation, a network with norms has a bias in its output layer only.
-    The weights are drawn by ``blocks.initialize``.
+    As in the authors' implementation, a network with norms has a bias in its output layer only
+    (and in residual blocks without norm). The weights are drawn by ``blocks.initialize``.
 
     Args:
         in_channels: channels of the input.
@@ -100,7 +100,7 @@ class UNet(nn.Module):
     def last_layer(self) -> nn.Conv2d | nn.ConvTranspose2d:
         """The layer that makes the output and bears its weights."""
         kinds = (nn.Conv2d, nn.ConvTranspose2d)
-        return [layer for layer in self.up[-1].modules() if isinstance(layer, kinds)][-1]
+        return next(layer for layer in self.up[-1].modules() if isinstance(layer, kinds))
 
     def keep_dropout(self, on: bool = True) -> None:
         """Let dropout act in evaluation too, and nothing else of the training mode.
