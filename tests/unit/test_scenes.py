@@ -213,8 +213,17 @@ def test_alpha_is_a_mask_and_no_band(tmp_path):
     values, valid = scene.read(Window(2, 3, 6, 7))
     np.testing.assert_array_equal(values, RGB[:, 3:10, 2:8])
     np.testing.assert_array_equal(valid, alpha[0, 3:10, 2:8] > 0)
-    with pytest.raises(InputError, match="no single band '4'"):
-        open_scene(tmp_path / "a.tif", bands=("4",))
+    asked = open_scene(tmp_path / "a.tif", bands=("4", "red"))
+    values, valid = everything(asked)
+    np.testing.assert_array_equal(values, [alpha[0], RGB[0]])
+    assert valid.all()
+    both = np.concatenate([RGB[:1], alpha])
+    label = open_labels(write(tmp_path / "l.tif", both, colours=colours[2:]), asked.grid)
+    assert label.bands == ("blue",)
+    np.testing.assert_array_equal(everything(label)[1], alpha[0] > 0)
+    only = write(tmp_path / "o.tif", alpha, colours=colours[3:])
+    with pytest.raises(InputError, match=r"o.tif has nothing but an alpha band"):
+        open_scene(only)
 
 
 def test_internal_mask_is_used(tmp_path):

@@ -103,6 +103,7 @@ class Band(NamedTuple):
     path: str
     number: int
     name: str
+    alpha: bool
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class RasterScene(Scene):
             try:
                 dataset = _dataset(path)
                 values = dataset.read([self.parts[i].number for i in places], window=inside)
-                if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
+                chosen_alpha = any(self.parts[i].alpha for i in places)
+                if MaskFlags.per_dataset in dataset.mask_flag_enums[0] and not chosen_alpha:
                     measured &= dataset.dataset_mask(window=inside) > 0
             except RasterioError as error:
                 raise InputError(
@@ -189,9 +191,10 @@ def open_scene(
 
     Args:
         paths: one file, several joined by commas, or a sequence of files.
-        bands: which bands, by number (from 1, through all files, without alpha bands) or by
-            name: a description, a colour, or the band that a file is named after (``B4``). All
-            if empty.
+        bands: which bands, by number (from 1, through all files) or by name: a description, a
+            colour, or the band that a file is named after (``B4``). If empty, all but alpha
+            bands. An alpha band that is asked for is an image band and no mask: GDAL marks the
+            fourth band of uint8 files so, whatever it holds.
         nodata: value of missing pixels, for files that declare none.
         ungeoreferenced: accept files without a CRS.
 
@@ -210,7 +213,10 @@ def open_scene(
                 f"{first.dtype} with nodata {first.nodata}: band files of one scene must agree"
             )
     everything = [band for scene in opened for band in scene.parts]
-    chosen = tuple(_choose(everything, wanted) for wanted in bands) or tuple(everything)
+    chosen = tuple(_choose(everything, wanted) for wanted in bands)
+    chosen = chosen or tuple(band for band in everything if not band.alpha)
+    if not chosen:
+        raise InputError(f"{first.file} has nothing but an alpha band; ask for it with --bands 1")
     return replace(
         first,
         bands=tuple(band.name for band in chosen),
@@ -243,7 +249,7 @@ def open_labels(
     """
     path = str(path)
     if not path.lower().endswith(VECTORS):
-        raster = _open_file(path, False, ungeoreferenced)
+        raster = open_scene([path], ungeoreferenced=ungeoreferenced)
         if len(raster.parts) > 1 or raster.dtype.startswith("float"):
             raise InputError(
                 f"{path} has {len(raster.parts)} bands of {raster.dtype}; labels are one band of "
@@ -407,13 +413,13 @@ def _open_file(path: str | Path, stacked: bool, ungeoreferenced: bool) -> Raster
         if stacked:
             name = named[0] if named else stem
             name += f"-{i}" if len(colours) > 1 else ""
-        if colour != ColorInterp.alpha:
-            parts.append(Band(path, i, description or name))
-    found = {dtypes[band.number - 1] for band in parts}
+        alpha = colour == ColorInterp.alpha
+        parts.append(Band(path, i, "alpha" if alpha else description or name, alpha))
+    found = set(dtypes)
     if len(found) != 1 or not found <= set(DTYPES):
         raise InputError(
-            f"{path} has bands of type {', '.join(sorted(found)) or 'alpha only'}; expected one "
-            f"of {', '.join(DTYPES)} for all: convert it with `gdal_translate -ot`"
+            f"{path} has bands of type {', '.join(sorted(found))}; expected one of "
+            f"{', '.join(DTYPES)} for all: convert it with `gdal_translate -ot`"
         )
     bands = tuple(band.name for band in parts)
     return RasterScene(stem, path, grid, found.pop(), bands, nodata, tuple(parts))
