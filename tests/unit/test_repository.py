@@ -121,8 +121,9 @@ def test_the_version_stands_once_and_is_told_thrice(root: Path) -> None:
 
 
 def test_stored_results_say_where_they_come_from(root: Path) -> None:
-    """Configuration, seeds, commit, versions, hardware and seconds."""
-    for path in (root / "book" / "results").rglob("provenance.json"):
-        stored = json.loads(path.read_text())
-        for key in ("configuration", "seeds", "commit", "versions", "hardware", "seconds"):
-            assert stored.get(key), f"{path.relative_to(root)} lacks {key}"
+    """Seed, configuration, commit, versions, hardware and seconds."""
+    for path in (root / "book" / "results").rglob("*.json"):
+        result = json.loads(path.read_text())
+        assert isinstance(result["seed"], int), path.name
+        for key in ("task", "training", "code", "commit", "versions", "hardware", "seconds"):
+            assert result["provenance"].get(key), f"{path.relative_to(root)} lacks {key}"
