@@ -22,7 +22,7 @@ install: $(STAMP)  ## Make the virtual environment that the other targets use
 $(STAMP):
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
 		{ echo "ganlab needs Python 3.11 or newer, and none was found. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "The virtual environment $(VENV) has a Python older than 3.11. Name another: make VENV=.venv"; exit 1; }
