@@ -127,8 +127,9 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
         below = lt if config.low and config.high else le
         if not all(map(below, low, high)):
             raise InputError(f"scaling of {name!r}: low {low} must lie below high {high}")
-        # A constant band has no range; any non-zero one keeps it finite.
-        high = tuple(hi if hi > lo else lo + 1.0 for lo, hi in zip(low, high, strict=True))
+        # A constant band has no range; any that is not lost beside its value keeps it finite.
+        ends = zip(low, high, strict=True)
+        high = tuple(hi if hi > lo else lo + max(1.0, abs(lo)) for lo, hi in ends)
         scalings[name] = Scaling(low, high, tuple(float(band.mean()) for band in bands))
     return DataSpec(dict(store.sources), scalings)
 
