@@ -82,8 +82,8 @@ class SplitConfig:
 
     by: Literal["block", "group"] = "block"
     """By square blocks of ground inside every scene, or by whole groups of scenes."""
-    block: int = 1024
-    """Width of a block in tile pixels."""
+    block: int | None = None
+    """Width of a block in tile pixels; four tiles if not given."""
     validation: float = 0.15
     """Share of blocks or groups for validation."""
     test: float = 0.15
@@ -245,7 +245,8 @@ class ApplyConfig:
     """Width of the windows that go through the network; at least twice the overlap is taken."""
     overlap: int = 128
     """Pixels that neighbouring windows share and blend, rounded up to the network's stride. From
-    eight strides on, a plain U-Net with norm "channel" or "batch" gives the same in any window."""
+    eight strides on (twelve with up "subpixel"), a U-Net of plain blocks with norm "channel" or
+    "batch" gives the same in any window."""
     batch_size: int = 4
     """Windows at a time."""
     bands: tuple[str, ...] = ()

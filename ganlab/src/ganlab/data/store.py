@@ -277,7 +277,7 @@ class TileStore:
 
         Blocks (or groups) are shuffled by the seed and dealt out by the fractions; each share
         that was asked for gets at least one if there are enough. Blocks are squares of
-        ``config.block`` tile pixels; a rest of less than half a block at the right or lower
+        ``config.block`` tile pixels (four tiles if None); a rest of less than half a block at the right or lower
         border belongs to its neighbour. Tiles that lie in blocks of different shares are
         dropped. Scenes that show the same ground need a common group and ``by="group"``.
 
@@ -294,12 +294,13 @@ class TileStore:
         if config.by == "block":
             if named:
                 raise InputError('test_groups and validation_groups need by="group"')
-            if config.block < self.size:
+            width = 4 * self.size if config.block is None else config.block
+            if width < self.size:
                 raise InputError(
-                    f"block {config.block} is smaller than a tile ({self.size} pixels): every "
+                    f"block {width} is smaller than a tile ({self.size} pixels): every "
                     "tile would lie in several blocks; give a larger block"
                 )
-            touched = [self._blocks(tile, config.block) for tile in self.tiles]
+            touched = [self._blocks(tile, width) for tile in self.tiles]
         else:
             known = {tile.group for tile in self.tiles}
             unknown = [name for name in named if name not in known]
