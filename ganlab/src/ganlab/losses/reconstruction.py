@@ -12,16 +12,20 @@ def l1(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
         true: ``(B, C, H, W)``.
         valid: ``(B, 1, H, W)``, 1 = measured; may hold fractions, used as weights.
     """
-    return _mean((made - true).abs(), valid)
+    return _mean(_difference(made, true, valid).abs(), valid)
 
 
 def l2(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
     """Mean squared difference: ``(B,)``; arguments as for :func:`l1`."""
-    return _mean((made - true).square(), valid)
+    return _mean(_difference(made, true, valid).square(), valid)
+
+
+def _difference(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+    # Selected, not multiplied, and at once: nothing that lies under an invalid pixel gets through,
+    # neither forward nor backward.
+    return torch.where(valid > 0, made - true, 0)
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    # Selected, not multiplied, so that nothing that lies under an invalid pixel gets through.
-    weighted = torch.where(valid > 0, values * valid, 0)
     area = valid.sum((1, 2, 3)) * values.shape[1]
-    return weighted.sum((1, 2, 3)) / torch.where(area > 0, area, 1)
+    return (values * valid).sum((1, 2, 3)) / torch.where(area > 0, area, 1)
