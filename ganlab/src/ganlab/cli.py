@@ -39,7 +39,7 @@ def samples(config: Annotated[SamplesConfig, Flat]) -> None:
     """Write the real Sentinel-2 sample scene and a class map (extra "samples")."""
     from ganlab.data.samples import write_samples
 
-    for path in write_samples(config):
+    for path in write_samples(config.to):
         print(path)
 
 

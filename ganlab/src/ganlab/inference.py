@@ -131,8 +131,9 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         seed=config.seed,
         progress=progress,
     )
+    needed = sum(_nbytes(field, grid) for field in task.outputs)
     try:
-        with _workplace(to) as folder, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _quiet():
+        with _workplace(to, needed) as folder, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _quiet():
             outputs = [_Output(folder, field, grid) for field in task.outputs]
             for block, valid, stored in blocks:
                 for output in outputs:
@@ -143,8 +144,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     except (OSError, RasterioError) as error:
         raise InputError(
             f"{to} cannot be written ({error.__cause__ or error}): a folder that can be written "
-            f"and up to {2 * _nbytes(task, grid) / 1e6:.0f} MB of free disk are needed; what "
-            "stood there is as it was"
+            f"and up to {2 * needed / 1e6:.0f} MB of free disk are needed; nothing was changed"
         ) from error
     return targets
 
@@ -337,17 +337,29 @@ class _Output:
             self.file.write_mask(np.full((block.height, block.width), 255, np.uint8), window=block)
 
     def finish(self) -> Path:
-        """The cloud-optimized copy."""
+        """The cloud-optimized copy.
+
+        Raises:
+            OSError: the disk did not take everything, which GDAL does not always say.
+        """
+        pixels = self.file.width * self.file.height * self.file.count
         self.file.close()
-        rasterio.shutil.copy(
-            self.plain,
-            self.final,
-            driver="COG",
-            compress="deflate",
-            blocksize=512,
-            bigtiff="if_safer",
-            overview_resampling="nearest" if self.field.source.kind == "label" else "average",
-        )
+        if self.plain.stat().st_size < pixels * np.dtype(self.field.source.dtype).itemsize:
+            raise OSError("the disk did not take all of it")
+        try:
+            rasterio.shutil.copy(
+                self.plain,
+                self.final,
+                driver="COG",
+                compress="deflate",
+                blocksize=512,
+                bigtiff="if_safer",
+                overview_resampling="nearest" if self.field.source.kind == "label" else "average",
+            )
+            if _checksums(self.plain) != _checksums(self.final):
+                raise OSError("the disk did not take all of the copy")
+        except Exception as error:  # GDAL's errors have no common type
+            raise OSError(str(error)) from error
         return self.final
 
 
@@ -388,32 +400,35 @@ def _open_input(config: ApplyConfig, field: Field) -> Scene:
 def _check_target(path: Path, scene: Scene, overwrite: bool) -> None:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"{path}: the output is a GeoTIFF; give a name that ends in .tif")
-    if path.is_dir() or (path.exists() and path.samefile(scene.file)):
-        found = "a folder" if path.is_dir() else "the scene itself"
-        raise InputError(f"{path} is {found}; give another name")
+    if path.is_dir() or path.resolve() == Path(scene.file).resolve():
+        raise InputError(f"{path} is a folder or the scene itself; give another name")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
 
 
 @contextmanager
-def _workplace(to: Path) -> Iterator[Path]:
+def _workplace(to: Path, needed: int) -> Iterator[Path]:
     """A folder beside the output that is gone in the end, with what a killed process left there."""
     folder = to.with_name(f".{to.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f"{free / 1e6:.0f} MB are free")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _nbytes(task: Task, grid: Grid) -> int:
-    sources = [field.source for field in task.outputs]
-    return (
-        grid.width
-        * grid.height
-        * sum(np.dtype(source.dtype).itemsize * len(source.bands) for source in sources)
-    )
+def _nbytes(field: Field, grid: Grid) -> int:
+    pixel = np.dtype(field.source.dtype).itemsize * len(field.source.bands)
+    return pixel * grid.width * grid.height
+
+
+def _checksums(path: Path) -> list[int]:
+    with rasterio.open(path) as file:
+        return [file.checksum(band) for band in file.indexes]
 
 
 def _groups(columns: list[Span], size: int) -> list[list[Span]]:
