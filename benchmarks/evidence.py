@@ -151,7 +151,11 @@ def tiles(data: str) -> Path:
     if data == "sentinel2":
         image, label = samples.write_samples(SamplesConfig(to=scenes))
         config = TilingConfig(
-            images=(str(image),), labels=(str(label),), to=store, size=64, bands=("red", "green", "blue")
+            images=(str(image),),
+            labels=(str(label),),
+            to=store,
+            size=64,
+            bands=("red", "green", "blue"),
         )
     else:
         large = data == "toytown256"
@@ -249,7 +253,9 @@ def main() -> None:
     parser.add_argument("--status", action="store_true", help="list, make nothing")
     parser.add_argument("--only", default="", help="only names that contain this")
     options = parser.parse_args()
-    runs = [r for r in (chapter_04_gpu() if options.gpu else chapter_04()) if options.only in r.name]
+    runs = [
+        r for r in (chapter_04_gpu() if options.gpu else chapter_04()) if options.only in r.name
+    ]
     code = _code()
     for run in runs:
         state = "missing"

@@ -277,9 +277,9 @@ class TileStore:
 
         Blocks (or groups) are shuffled by the seed and dealt out by the fractions; each share
         that was asked for gets at least one if there are enough. Blocks are squares of
-        ``config.block`` tile pixels (four tiles if None); a rest of less than half a block at the right or lower
-        border belongs to its neighbour. Tiles that lie in blocks of different shares are
-        dropped. Scenes that show the same ground need a common group and ``by="group"``.
+        ``config.block`` tile pixels (four tiles if None); a rest of less than half a block at the
+        right or lower border belongs to its neighbour. Tiles that lie in blocks of different
+        shares are dropped. Scenes that show the same ground need a common group and ``by="group"``.
 
         Raises:
             InputError: fractions outside [0, 1], blocks smaller than a tile, unknown groups.
