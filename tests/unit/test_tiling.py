@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,6 +150,8 @@ def test_tiles_with_few_valid_pixels_are_left_out(pair, tmp_path):
     )
     assert {t.column for t in more.tiles} == {32, 48}
     assert more.sources["image"].nodata == 0
+    pair["to"] = tmp_path / "store3"
+    assert 0 not in {t.column for t in tile(TilingConfig(**pair, minimum_valid=0)).tiles}
 
 
 def test_every_source_must_be_valid(tmp_path, pair):
@@ -190,7 +193,7 @@ def test_vector_labels_become_tiles(tmp_path, pair):
 
 def test_half_size_is_the_mean_of_four_valid_pixels(tmp_path):
     array = np.array(
-        [[10, 20, 0, 8], [30, 41, 0, 0], [0, 0, 1, 1], [0, 9, 1, 2]], np.uint8
+        [[10, 20, 0, 8], [30, 41, 0, 0], [0, 7, 1, 1], [0, 9, 1, 2]], np.uint8
     )[None]  # fmt: skip
     label = np.array([[1, 1, 2, 3], [2, 1, 3, 2], [0, 5, 4, 4], [5, 0, 4, 4]], np.uint8)[None]
     config = TilingConfig(
@@ -199,9 +202,9 @@ def test_half_size_is_the_mean_of_four_valid_pixels(tmp_path):
         to=tmp_path / "store", size=2, scale=0.5, minimum_valid=0,
     )  # fmt: skip
     store = tile(config)
-    # (10+20+30+41)/4 = 25.25; one of four valid: mean of what is there, but invalid.
-    assert store.read("image", [0])[0, 0].tolist() == [[25, 8], [9, 1]]
-    assert store.read("valid", [0])[0, 0].tolist() == [[1, 0], [0, 1]]
+    # (10+20+30+41)/4 = 25.25; one of four valid is too little, two are enough.
+    assert store.read("image", [0])[0, 0].tolist() == [[25, 8], [8, 1]]
+    assert store.read("valid", [0])[0, 0].tolist() == [[1, 0], [1, 1]]
     # Three of four say 1; two against two: the smaller class.
     assert store.read("label", [0])[0, 0].tolist() == [[1, 2], [0, 4]]
     assert store.tiles[0].transform == pytest.approx((4, 0, 500_000, 0, -4, 5_000_000))
@@ -212,17 +215,17 @@ def test_area_weights_of_a_crooked_scale(tmp_path):
     array = RNG.normal(size=(2, 30, 40)).astype(np.float32)
     config = TilingConfig(
         images=(write(tmp_path / "a.tif", array),), to=tmp_path / "store", size=5, stride=2,
-        scale=0.4,
+        scale=0.375,
     )  # fmt: skip
     store = tile(config)
-    # 0.4 = 2/5: repeat every pixel twice, then average blocks of five.
-    fine = array.repeat(2, 1).repeat(2, 2).astype(np.float64)
-    expected = fine.reshape(2, 12, 5, 16, 5).mean(axis=(2, 4))
+    # 3/8: repeat every pixel three times, then average blocks of eight.
+    fine = array.repeat(3, 1).repeat(3, 2).astype(np.float64)[:, :88]
+    expected = fine.reshape(2, 11, 8, 15, 8).mean(axis=(2, 4))
     for t in store.tiles:
         found = store.read("image", [t.tile])[0]
         part = expected[:, t.row : t.row + 5, t.column : t.column + 5]
         np.testing.assert_allclose(found, part, rtol=0, atol=2e-7)
-    assert len(store) == 5 * 7
+    assert len(store) == 4 * 6
     assert store.read("valid", range(len(store))).all()
 
 
@@ -300,10 +303,10 @@ def test_the_bytes_do_not_depend_on_executor_and_workers(pair, tmp_path, monkeyp
     array = IMAGE.copy()
     array[:, :, :36] = 0  # so that some shards stay empty
     pair |= {"images": (write(tmp_path / "b.tif", array, nodata=0),), "scale": 0.5, "size": 8}
-    monkeypatch.setattr(tiling, "SHARD_BYTES", 3 * 5 * 64)
+    monkeypatch.setattr(tiling, "SHARD_BYTES", 2 * 5 * 64)
     alone = tile(TilingConfig(**pair))
     assert len(alone.shards) > 3
-    assert max(alone.shards) <= 3
+    assert max(alone.shards) <= 2
     assert min(alone.shards) >= 1
     with ThreadPoolExecutor(3) as threads:
         tile(TilingConfig(**pair | {"to": tmp_path / "store2"}), executor=threads)
@@ -454,6 +457,31 @@ def test_a_full_disk_leaves_nothing(pair, monkeypatch, executor):
     with pytest.raises(InputError, match=r"No space left on device.* 0 MB of free disk are needed"):
         tile(TilingConfig(**pair), executor=executor)
     assert nothing_left(pair["to"].parent)
+
+
+def test_nothing_runs_on_after_an_error(pair, monkeypatch):
+    monkeypatch.setattr(tiling, "SHARD_BYTES", 5 * 256)
+    started, save = [], tiling._save
+
+    def slow(path, array):
+        time.sleep(0.02)
+        save(path, array)
+
+    class Threads(ThreadPoolExecutor):
+        def submit(self, *work):
+            started.append(super().submit(*work))
+            return started[-1]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiling, "_save", slow)
+    with Threads(2) as threads:
+        with pytest.raises(KeyboardInterrupt):
+            tile(TilingConfig(**pair), executor=threads, progress=stop)
+        assert len(started) == 20
+        assert all(future.done() for future in started)
+        assert sum(future.cancelled() for future in started) > 10
 
 
 @pytest.mark.parametrize("executor", [None, ThreadPoolExecutor(2)])
