@@ -6,6 +6,7 @@ or the new one, never half. Loading executes nothing from the file.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def save(path: Path, tree: Any) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise InputError(f"cannot write {path}: {error}; earlier checkpoints are kept") from error
 
 
