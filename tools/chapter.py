@@ -56,16 +56,19 @@ TAGS = {
 OUTPUT_TYPES = {"text/plain", "text/html", "text/latex", "text/markdown", "image/png"}
 
 BOOTSTRAP = """\
-# Installs ganlab where it is missing: on Colab, or where this notebook stands alone.
+# Installs ganlab where it is missing: on Colab, or alone in a folder.
 import importlib.util
 import os
 
 if getattr(importlib.util.find_spec("ganlab"), "origin", None) is None:
     package = "ganlab[plot,samples,vector]"
+    address = "{address}"
     source = f"{package} @ git+{address}#subdirectory=ganlab"
     source = os.environ.get("GANLAB_SOURCE", source)
     %pip install --quiet "{source}"
 """
+
+BADGE = r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)"
 
 
 def address() -> str:
@@ -76,7 +79,7 @@ def address() -> str:
 
 def bootstrap() -> str:
     """The code cell that every chapter has after its title."""
-    return BOOTSTRAP.replace("{address}", address()).rstrip("\n")
+    return BOOTSTRAP.replace('"{address}"', f'"{address()}"').rstrip("\n")
 
 
 def badge(name: str) -> str:
@@ -205,6 +208,11 @@ def run(path: Path) -> None:
     if formatter:
         subprocess.run([formatter, "format", "--quiet", str(path)], check=True)
     notebook = tidy(nbformat.read(path, as_version=4))
+    for cell in notebook.cells:
+        if "bootstrap" in _tags(cell):
+            cell.source = bootstrap()
+        elif cell.cell_type == "markdown":
+            cell.source = re.sub(BADGE, lambda _: badge(path.name), cell.source)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     execute(notebook, path.parent)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -285,6 +293,8 @@ def rule_opening(path: Path, notebook: Any) -> Iterator[str]:
     for row in ("Outcomes", "Prerequisites", "Minutes"):
         if not re.search(rf"^\| *\*\*{row}\*\* *\|.*\w.*\|", opening, flags=re.MULTILINE):
             yield f"the opening table lacks a row '| **{row}** | ... |'"
+    if re.search(r"^\| *\| *\|$", opening, flags=re.MULTILINE):
+        yield "the opening table needs a head: '| | In this chapter |'"
     if not re.search(r"\*\*Minutes\*\* *\|.*\d.*CPU", opening):
         yield "the row Minutes must give a number for the CPU"
 

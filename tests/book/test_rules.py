@@ -111,6 +111,7 @@ BROKEN: dict[str, Callable[[Any], Any]] = {
     "one bootstrap cell": tagged("bootstrap", "print(2)"),
     "**Outcomes**": replace("**Outcomes**", "Outcomes"),
     "**Prerequisites**": replace("| **Prerequisites** | None. |\n", ""),
+    "needs a head": replace("| | In this chapter |", "| | |"),
     "a number for the CPU": replace("1 on two CPU cores", "few"),
     "one title": replace("## Question", "# Question"),
     "the question": replace("## Question", "## Which"),
