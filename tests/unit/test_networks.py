@@ -272,6 +272,34 @@ def test_skips_carry_every_level():
         weight.data = kept
 
 
+@pytest.mark.parametrize(("up", "block"), list(itertools.product(UPS, BLOCKS)))
+def test_halo_is_enough_and_one_stride_less_is_not(up, block):
+    network = UNet(1, 1, width=4, depth=2, norm="channel", up=up, block=block).double().eval()
+    shaken(network)
+    stride, halo = network.stride, network.halo
+    assert halo % stride == 0
+    window = slice(halo + 2 * stride, halo + 4 * stride)
+    side = window.stop + window.start
+    scene = torch.randn(1, 1, side, side, dtype=torch.float64)
+
+    def error(context):
+        wide = slice(window.start - context, window.stop + context)
+        inner = slice(context, context + 2 * stride)
+        with torch.no_grad():
+            tile = network(scene[:, :, wide, wide])[:, :, inner, inner]
+            whole = network(scene)[:, :, window, window]
+        return float((tile - whole).abs().max())
+
+    assert error(halo) < 1e-12
+    assert error(halo - stride) > 1e-8
+
+
+def test_halo_of_plain_networks_is_two_strides():
+    for depth, up in itertools.product((3, 5, 8), ("transposed", "resize")):
+        network = UNet(1, 1, width=1, depth=depth, up=up)
+        assert network.halo == 2 * network.stride
+
+
 def test_dropout_can_stay_on_alone():
     network = UNet(1, 1, width=4, depth=4, norm="batch").eval()
     x = torch.randn(2, 1, 16, 16)

@@ -61,8 +61,7 @@ class UNet(nn.Module):
             raise InputError(
                 f"a U-Net of width {width} and depth {depth} is empty; give at least 1 of both"
             )
-        self.depth = depth
-        self.tanh = tanh
+        self.depth, self.block, self.upsampling, self.tanh = depth, block, up, tanh
         bias = norm == "none"
         channels = [width * min(2**level, 8) for level in range(depth)]
         self.down = nn.ModuleList()
@@ -95,6 +94,30 @@ class UNet(nn.Module):
     def stride(self) -> int:
         """Total stride: pixels of the input along one pixel of the bottleneck."""
         return 1 << self.depth
+
+    @property
+    def halo(self) -> int:
+        """Context that a window needs on every side, in pixels, a multiple of ``stride``.
+
+        A window that starts and ends at multiples of ``stride`` has every pixel in common with
+        the whole scene if so many pixels around it are given, unless statistics over space
+        (instance norm) join them. Found by following an interval of pixels from the output back
+        through the bottleneck: 2 strides for plain blocks, more for residual ones.
+        """
+        residual = 2 if self.block == "residual" else 0
+        low, high = 0, self.stride - 1
+        for level in range(self.depth):
+            if level > 0:
+                low, high = low - residual, high + residual
+            if self.upsampling == "subpixel":
+                low, high = low // 2 - 1, high // 2 + 1
+            else:
+                low, high = (low - 1) // 2, (high + 1) // 2
+        for _ in range(self.depth):
+            low, high = low - residual, high + residual
+            low, high = 2 * low - 1, 2 * high + 2
+        reach = max(-low, high - self.stride + 1)
+        return -(-reach // self.stride) * self.stride
 
     @property
     def last_layer(self) -> nn.Conv2d | nn.ConvTranspose2d:
