@@ -294,6 +294,8 @@ def test_finer_sources_must_nest(tmp_path):
         tile(TilingConfig(**pair), more={"fine": ((moved,), "image")})
     with pytest.raises(InputError, match="1 images, 2 fines, 1 groups: give one of each"):
         tile(TilingConfig(**pair), more={"fine": ((path, path), "image")})
+    with pytest.raises(InputError, match="a source cannot be called valid"):
+        tile(TilingConfig(**pair), more={"valid": ((path,), "image")})
 
 
 # --- who does the work ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ shards in order. Nothing is ever unpickled.
 
 import csv
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,14 @@ class Source:
     nodata: float | None = None
     """Value of missing pixels as the scenes declare it."""
 
+    def shape(self, size: int) -> tuple[int, int, int]:
+        """``(C, h, w)`` of a tile of ``size`` reference pixels."""
+        return len(self.bands), size * self.factor, size * self.factor
+
+    def nbytes(self, size: int) -> int:
+        """Bytes of a tile."""
+        return math.prod(self.shape(size)) * np.dtype(self.dtype).itemsize
+
     def to_dict(self) -> dict[str, Any]:
         """The source as plain JSON values."""
         return to_dict(self)
@@ -56,6 +65,10 @@ class Source:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of ``to_dict``."""
         return from_dict(cls, values)
+
+
+VALID = Source("valid", "mask", "uint8", ("valid",))
+"""What every store has besides its sources: 1 where all of them were measured."""
 
 
 @dataclass(frozen=True)
@@ -183,16 +196,12 @@ class TileStore:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def _layout(self, source: str) -> tuple[np.dtype[Any], tuple[int, int, int]]:
-        if source == "valid":
-            return np.dtype(np.uint8), (1, self.size, self.size)
-        if source not in self.sources:
+    def _source(self, name: str) -> Source:
+        if name != "valid" and name not in self.sources:
             raise InputError(
-                f"{self.path} has no source {source!r}, only {', '.join(self.sources)} and valid"
+                f"{self.path} has no source {name!r}, only {', '.join(self.sources)} and valid"
             )
-        found = self.sources[source]
-        side = self.size * found.factor
-        return np.dtype(found.dtype), (len(found.bands), side, side)
+        return VALID if name == "valid" else self.sources[name]
 
     def _check(self) -> None:
         if [tile.tile for tile in self.tiles] != list(range(sum(self.shards))):
@@ -200,25 +209,25 @@ class TileStore:
                 f"{self.path / 'index.csv'} lists {len(self)} tiles, the shards hold "
                 f"{sum(self.shards)}: the store is damaged, tile the scenes again"
             )
-        for source in (*self.sources, "valid"):
-            dtype, shape = self._layout(source)
+        for source in (*self.sources.values(), VALID):
             for number, count in enumerate(self.shards):
-                file = self.path / shard_name(source, number)
-                payload = count * int(np.prod(shape)) * dtype.itemsize
+                file = self.path / shard_name(source.name, number)
+                payload = count * source.nbytes(self.size)
                 if not file.is_file() or file.stat().st_size <= payload:
                     raise InputError(f"{file} is missing or cut short: tile the scenes again")
 
     def _open_shard(self, source: str, number: int) -> Array:
         file = self.path / shard_name(source, number)
-        dtype, shape = self._layout(source)
+        expected = (self.shards[number], *self._source(source).shape(self.size))
+        dtype = self._source(source).dtype
         try:
             shard = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read ({error}): tile the scenes again") from error
-        if shard.shape != (self.shards[number], *shape) or shard.dtype != dtype:
+        if shard.shape != expected or shard.dtype != dtype:
             raise InputError(
-                f"{file} holds {shard.dtype} {shard.shape}, expected {dtype} "
-                f"{(self.shards[number], *shape)}: tile the scenes again"
+                f"{file} holds {shard.dtype} {shard.shape}, expected {dtype} {expected}: tile the "
+                "scenes again"
             )
         return np.asarray(shard)
 
@@ -236,7 +245,7 @@ class TileStore:
         Raises:
             InputError: no such source or tile, or a damaged shard.
         """
-        dtype, shape = self._layout(source)
+        found = self._source(source)
         wanted = np.asarray(tiles, np.int64).reshape(-1)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise InputError(
@@ -244,18 +253,14 @@ class TileStore:
             )
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         places = wanted - self._starts[shards]
-        out = np.empty((len(wanted), *shape), dtype)
+        out = np.empty((len(wanted), *found.shape(self.size)), found.dtype)
         for i, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
             out[i] = self._map(source, shard)[place]
         return out
 
     def nbytes(self) -> int:
         """Bytes of all tiles in all sources, with the valid masks."""
-        total = 0
-        for source in (*self.sources, "valid"):
-            dtype, shape = self._layout(source)
-            total += len(self) * int(np.prod(shape)) * dtype.itemsize
-        return total
+        return len(self) * sum(s.nbytes(self.size) for s in (*self.sources.values(), VALID))
 
     def verify(self) -> None:
         """Read everything and compare the checksums.

@@ -27,6 +27,7 @@ from ganlab.config import TilingConfig, to_dict
 from ganlab.data.scenes import Scene, check_same_grid, open_labels, open_scene, windows
 from ganlab.data.store import (
     FORMAT,
+    VALID,
     VERSION,
     Source,
     StoredScene,
@@ -97,6 +98,8 @@ def tile(
     to = Path(config.to)
     if to.exists():
         raise InputError(f"{to} exists already: delete it or give another folder")
+    if "valid" in (more or {}):
+        raise InputError("a source cannot be called valid: that is the name of the valid mask")
     scenes, sources = _open(config, more or {})
     partial = to.with_name(f".{to.name}.partial")
     jobs = _plan(config, scenes, sources, partial)
@@ -115,7 +118,7 @@ def tile(
         _finish(config, scenes, sources, [results[job.number] for job in jobs], partial)
         partial.rename(to)
     except OSError as error:
-        need = sum(len(job.windows) for job in jobs) * _tile_bytes(sources, config.size) / 1e6
+        need = total * sum(s.nbytes(config.size) for s in (*sources, VALID)) / 1e6
         raise InputError(
             f"{to} cannot be written ({error}): a folder that can be written and up to "
             f"{need:.0f} MB of free disk are needed; nothing was left behind"
@@ -187,11 +190,6 @@ def _open(config: TilingConfig, more: Sources) -> tuple[Scenes, tuple[Source, ..
     return scenes, sources
 
 
-def _tile_bytes(sources: Sequence[Source], size: int) -> int:
-    pixels = [len(s.bands) * s.factor**2 * np.dtype(s.dtype).itemsize for s in sources]
-    return (sum(pixels) + 1) * size**2
-
-
 def _plan(
     config: TilingConfig, scenes: Scenes, sources: tuple[Source, ...], folder: Path
 ) -> list[_Job]:
@@ -203,7 +201,7 @@ def _plan(
         except InputError as error:
             raise InputError(f"{opened[0].file}: {error}") from None
         cut += [(name, window) for window in found]
-    count = max(1, SHARD_BYTES // _tile_bytes(sources, config.size))
+    count = max(1, SHARD_BYTES // sum(s.nbytes(config.size) for s in (*sources, VALID)))
     jobs: list[_Job] = []
     for start in range(0, len(cut), count):
         part = tuple(cut[start : start + count])
@@ -241,14 +239,8 @@ def _run(
 def _write_shard(job: _Job) -> _Result:
     size = job.windows[0][1].width
     result = _Result([], {source.name: set() for source in job.sources}, set())
-    stored = [
-        np.empty(
-            (len(job.windows), len(s.bands), size * s.factor, size * s.factor), np.dtype(s.dtype)
-        )
-        for s in job.sources
-    ]
-    masks = np.empty((len(job.windows), 1, size, size), np.uint8)
-    count = 0
+    sources = (*job.sources, VALID)
+    stored = [np.empty((len(job.windows), *s.shape(size)), s.dtype) for s in sources]
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         for name, window in job.windows:
             scene, rasters = job.scenes[name]
@@ -262,29 +254,19 @@ def _write_shard(job: _Job) -> _Result:
                 result.measured.add(name)
             if fraction == 0 or fraction < job.minimum_valid:
                 continue
-            for i, (values, _) in enumerate(read):
-                stored[i][count] = values
-                _classes(result, job.sources[i], rasters[i], values, valid)
-            masks[count, 0] = valid
-            result.tiles.append(
-                Tile(
-                    0,
-                    name,
-                    scene.group,
-                    window.row_off,
-                    window.col_off,
-                    size,
-                    size,
-                    _transform(scene, window),
-                    fraction,
-                    checksum([*(array[count] for array in stored), masks[count]]),
-                )
-            )
-            count += 1
-    if count:
-        for source, array in zip(job.sources, stored, strict=True):
-            _save(job.folder / shard_name(source.name, job.number), array[:count])
-        _save(job.folder / shard_name("valid", job.number), masks[:count])
+            for source, raster, (values, _) in zip(job.sources, rasters, read, strict=True):
+                _classes(result, source, raster, values, valid)
+            count = len(result.tiles)
+            for array, values in zip(stored, [*(values for values, _ in read), valid], strict=True):
+                array[count] = values
+            row, column = window.row_off, window.col_off
+            corner = Affine(*scene.transform) * Affine.translation(column, row)
+            place = (row, column, size, size, tuple(corner)[:6])
+            total = checksum(array[count] for array in stored)
+            result.tiles.append(Tile(0, name, scene.group, *place, fraction, total))
+    if result.tiles:
+        for source, array in zip(sources, stored, strict=True):
+            _save(job.folder / shard_name(source.name, job.number), array[: len(result.tiles)])
     return result
 
 
@@ -362,11 +344,6 @@ class _Overlap:
         return np.asarray(sum(parts))
 
 
-def _transform(scene: StoredScene, window: Window) -> tuple[float, ...]:
-    place = Affine(*scene.transform) * Affine.translation(window.col_off, window.row_off)
-    return tuple(place)[:6]
-
-
 def _finish(
     config: TilingConfig,
     scenes: Scenes,
@@ -390,8 +367,8 @@ def _finish(
         )
     kept = [number for number, result in enumerate(results) if result.tiles]
     for new, old in enumerate(kept):
-        for name in (*(source.name for source in sources), "valid"):
-            (folder / shard_name(name, old)).rename(folder / shard_name(name, new))
+        for source in (*sources, VALID):
+            (folder / shard_name(source.name, old)).rename(folder / shard_name(source.name, new))
     seen = {s.name: set().union(*(result.classes[s.name] for result in results)) for s in sources}
     final = [s if s.classes else replace(s, classes=tuple(sorted(seen[s.name]))) for s in sources]
     left_out = ("images", "labels", "to", "groups", "workers")
