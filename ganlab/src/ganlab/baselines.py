@@ -75,5 +75,5 @@ class ClassMedian:
 
     def _row(self, labels: Tensor) -> Tensor:
         classes = torch.tensor(self.classes, device=labels.device)
-        row = torch.searchsorted(classes, labels.long()).clamp(max=len(classes) - 1)
+        row = torch.searchsorted(classes, labels.long().contiguous()).clamp(max=len(classes) - 1)
         return torch.where(classes[row] == labels, row, len(classes))

@@ -1,0 +1,296 @@
+"""Evaluation against numbers computed by hand on the same tiles."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+
+from ganlab import evaluation, metrics
+from ganlab.baselines import ClassMedian
+from ganlab.config import (
+    EvaluateConfig,
+    PatchGANConfig,
+    Pix2PixConfig,
+    SplitConfig,
+    TilingConfig,
+    TrainingConfig,
+    UNetConfig,
+)
+from ganlab.data.batches import Batches
+from ganlab.data.store import Source
+from ganlab.data.tiling import tile
+from ganlab.errors import InputError
+from ganlab.evaluation import evaluate, table
+from ganlab.tasks.base import Field
+from ganlab.training import load_task, train
+
+CLASSES = (0, 2, 7)
+DEVICE = torch.device("cpu")
+
+
+def write(path, array, **options):
+    profile = {"driver": "GTiff", "width": array.shape[2], "height": array.shape[1]}
+    profile |= {"count": len(array), "dtype": array.dtype, "crs": "EPSG:32633", **options}
+    profile["photometric"] = "minisblack"
+    with rasterio.open(path, "w", transform=from_origin(0, 500, 1, 1), **profile) as file:
+        file.write(array)
+    return str(path)
+
+
+def tiles_of(folder, seed=0, size=160, classes=CLASSES, bands=3, **options):
+    """A scene of three classes with holes, the photo of a second date, and their tiles."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    label = np.asarray(classes, np.uint8)[rng.integers(0, len(classes), (1, 20, 20))]
+    label = label.repeat(size // 20, 1).repeat(size // 20, 2)
+    image = rng.normal(40 + 20 * label, 15, (bands, size, size)).clip(1, 255).astype(np.uint8)
+    holes = rng.random((size, size)) < 0.1
+    image[:, holes] = 0
+    later = (image // 2 + 60).astype(np.uint8)
+    paths = [
+        write(folder / "a.tif", image, nodata=0),
+        write(folder / "labels.tif", label),
+        write(folder / "later.tif", later),
+    ]
+    config = TilingConfig((paths[0],), folder / "tiles", (paths[1],), size=32)
+    return tile(replace(config, **options), more={"later": ((paths[2],), "image")})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiles_of(tmp_path_factory.mktemp("evaluation") / "scene")
+
+
+@pytest.fixture(scope="module")
+def runs(store, tmp_path_factory):
+    """Barely trained runs: what they make is bad, and the numbers must say how bad."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    training = TrainingConfig(
+        steps=3, batch_size=4, split=SplitConfig(block=32), tensorboard=False, generator_lr=2e-3
+    )
+    for source, target, noise in (
+        ("label", "image", False),
+        ("image", "label", False),
+        ("later", "image", False),
+        ("label", "image", True),
+    ):
+        shape = UNetConfig(width=4, depth=2, dropout=0.5 if noise else 0.0)
+        config = Pix2PixConfig(source, target, shape, PatchGANConfig(width=4, layers=1))
+        name = f"{source}-{target}{'-noise' * noise}"
+        made[name] = train(replace(config, noise=noise), store.path, folder / name, training)
+    return made
+
+
+def whole(task, store, tiles):
+    batches = Batches(store, tiles, task.spec, batch_size=1, augment=False)
+    return batches.whole(tiles)
+
+
+def by_hand(made, true, valid):
+    """L1, PSNR and SSIM as means over tiles; the texture of all tiles together."""
+    m, t, v = (x.double().numpy() for x in (made, true, valid))
+    apart = [(a - b)[np.broadcast_to(k > 0, a.shape)] for a, b, k in zip(m, t, v, strict=True)]
+    textures = metrics.Texture(), metrics.Texture()
+    textures[0].update(made, valid)
+    textures[1].update(true, valid)
+    distance = textures[0].distance(textures[1])
+    return {
+        "L1": np.mean([np.abs(d).mean() for d in apart]),
+        "PSNR": np.mean([10 * np.log10(4 / (d**2).mean()) for d in apart]),
+        "SSIM": float(metrics.ssim(made, true, valid, data_range=2).mean()),
+        "spectrum d.": float(distance["spectrum"]),
+        "gradient d.": float(distance["gradient"]),
+    }
+
+
+@pytest.mark.parametrize("source", ["label", "later"])
+@pytest.mark.parametrize("share", ["test", "validation"])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_images(store, runs, tmp_path, source, share):
+    run = runs[f"{source}-image"]
+    config = EvaluateConfig(run, share, batch_size=3, to=tmp_path / "numbers.json")
+    calls = []
+    result = evaluate(config, progress=lambda *at: calls.append(at))
+    split = store.split(SplitConfig(block=32))
+    tiles = getattr(split, share)
+    assert (result["split"], result["tiles"], result["output"]) == (share, len(tiles), "image")
+    task = load_task(run)
+    batch = whole(task, store, tiles)
+    assert batch["valid"].mean() < 0.95
+    expected = {"model": task.sample(batch, 0)["image"]}
+    if source == "label":
+        median, known = ClassMedian(CLASSES, 3), whole(task, store, split.train)
+        median.update(known["label"], known["image"], known["valid"])
+        expected["class median"] = median.predict(batch["label"])
+    else:
+        expected["copy the input"] = batch["later"]
+    assert set(result["rows"]) == set(expected)
+    for name, made in expected.items():
+        hand = by_hand(made, batch["image"], batch["valid"])
+        assert set(result["rows"][name]) == set(hand)
+        for metric, value in hand.items():
+            assert result["rows"][name][metric] == pytest.approx(value, rel=1e-5), (name, metric)
+    assert json.loads((tmp_path / "numbers.json").read_text()) == result
+    assert calls[-1] == (len(tiles), len(tiles))
+    again = evaluate(replace(config, batch_size=1))
+    for name, row in result["rows"].items():
+        assert again["rows"][name] == pytest.approx(row, rel=1e-5)
+
+
+def test_labels(store, runs):
+    run = runs["image-label"]
+    result = evaluate(EvaluateConfig(run, batch_size=2))
+    split = store.split(SplitConfig(block=32))
+    task = load_task(run)
+    batch = whole(task, store, split.test)
+    known = whole(task, store, split.train)
+    counts = [((known["label"] == c) & (known["valid"] > 0)).sum() for c in CLASSES]
+    made = {
+        "model": task.compose({}, task.sample(batch, 0))["label"],
+        "commonest class": np.full(batch["label"].shape, CLASSES[int(np.argmax(counts))]),
+    }
+    assert set(result["rows"]) == set(made)
+    true, valid = batch["label"].numpy(), batch["valid"].numpy() > 0
+    for name, values in made.items():
+        t, m = true[valid], values[valid]
+        ious = [((t == c) & (m == c)).sum() / ((t == c) | (m == c)).sum() for c in CLASSES]
+        assert result["rows"][name]["accuracy"] == pytest.approx((t == m).mean(), rel=1e-9)
+        assert result["rows"][name]["mean IoU"] == pytest.approx(np.mean(ious), rel=1e-9)
+    saved = json.loads((run / "evaluation-test.json").read_text())
+    assert saved == result
+
+
+def test_a_confusion_matrix_by_hand():
+    """Rows true, columns made: [[3, 1, 0], [2, 4, 0], [0, 0, 0]], and five pixels left out."""
+    field = Field(Source("label", "label", "uint8", ("1",), classes=CLASSES), None)
+    true = torch.tensor([0] * 4 + [2] * 6 + [2, 2, 2, 0, 9])
+    made = torch.tensor([0, 0, 0, 2, 0, 0, 2, 2, 2, 2, 2, 0, 7, 7, 2])
+    valid = torch.tensor([1.0] * 10 + [0.0] * 4 + [1.0])  # the last is of no known class
+    batch = {"label": true.view(1, 1, 3, 5), "valid": valid.view(1, 1, 3, 5)}
+    guess = {"model": lambda _: field.enter(made.view(1, 1, 3, 5))}
+    rows = evaluation._labels(guess, field, [batch], 1, None)
+    assert rows["model"]["accuracy"] == pytest.approx(7 / 10)
+    assert rows["model"]["mean IoU"] == pytest.approx((3 / 6 + 4 / 7) / 2)
+    again = evaluation._labels(guess, field, [batch, batch], 2, None)
+    assert again == rows
+
+
+def test_limit_spreads_evenly(store, runs):
+    run = runs["label-image"]
+    train_tiles = store.split(SplitConfig(block=32)).train
+    result = evaluate(EvaluateConfig(run, "train", limit=3))
+    assert result["tiles"] == 3
+    task = load_task(run)
+    middle = round((len(train_tiles) - 1) / 2)
+    batch = whole(task, store, train_tiles[[0, middle, -1]])
+    hand = by_hand(task.sample(batch, 0)["image"], batch["image"], batch["valid"])
+    assert result["rows"]["model"]["L1"] == pytest.approx(hand["L1"], rel=1e-5)
+    assert evaluate(EvaluateConfig(run, limit=10**6))["tiles"] == len(
+        store.split(SplitConfig(block=32)).test
+    )
+
+
+def test_noise_is_the_same_every_time(runs):
+    run = runs["label-image-noise"]
+    torch.manual_seed(1)
+    first = evaluate(EvaluateConfig(run, batch_size=3))
+    torch.manual_seed(2)
+    assert evaluate(EvaluateConfig(run, batch_size=1)) == first
+
+
+def test_average_or_last_weights(runs):
+    run = runs["label-image"]
+    averaged, last = (evaluate(EvaluateConfig(run, average=a))["rows"] for a in (True, False))
+    assert averaged["model"]["L1"] != last["model"]["L1"]
+    assert averaged["class median"] == last["class median"]
+
+
+def test_other_tiles_of_the_same_kind(store, runs, tmp_path):
+    other = tiles_of(tmp_path / "other", seed=5)
+    here, there = (
+        evaluate(EvaluateConfig(runs["label-image"], tiles=t, to=tmp_path / "x.json"))["rows"]
+        for t in (None, other.path)
+    )
+    assert here["model"]["L1"] != there["model"]["L1"]
+    assert here["model"]["L1"] == pytest.approx(there["model"]["L1"], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bands": 4}, "source 'image' is .* the run was trained with"),
+        ({"classes": (0, 2, 9)}, "source 'label' is "),
+    ],
+)
+def test_tiles_that_do_not_fit(runs, tmp_path, options, match):
+    other = tiles_of(tmp_path / "other", **options)
+    with pytest.raises(InputError, match=match):
+        evaluate(EvaluateConfig(runs["label-image"], tiles=other.path))
+
+
+def test_tiles_with_fewer_sources_do_not_fit(store, runs, tmp_path):
+    folder = tmp_path / "tiles"
+    shutil.copytree(store.path, folder)
+    head = json.loads((folder / "store.json").read_text())
+    head["sources"] = [source for source in head["sources"] if source["name"] != "later"]
+    (folder / "store.json").write_text(json.dumps(head))
+    with pytest.raises(InputError, match="source 'later' is None"):
+        evaluate(EvaluateConfig(runs["label-image"], tiles=folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"batch_size": 0}, "batch size 0"), ({"limit": 0}, "limit 0"), ({"limit": -1}, "limit -1")],
+)
+def test_nothing_to_measure(runs, options, match):
+    with pytest.raises(InputError, match=match):
+        evaluate(EvaluateConfig(runs["label-image"], **options))
+
+
+def test_an_empty_split(store, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["label-image"], run)
+    about = json.loads((run / "config.json").read_text())
+    about["training"]["split"]["test"] = 0.0
+    about["tiles"] = str(store.path)
+    (run / "config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="the test split is empty"):
+        evaluate(EvaluateConfig(run))
+    assert evaluate(EvaluateConfig(run, "validation"))["tiles"] > 0
+
+
+def test_a_file_that_cannot_be_written(runs, tmp_path):
+    with pytest.raises(InputError, match=r"missing/x\.json cannot be written"):
+        evaluate(EvaluateConfig(runs["label-image"], to=tmp_path / "missing" / "x.json"))
+
+
+def test_json_has_no_infinity(store, runs, tmp_path, monkeypatch):
+    """A perfect model has an infinite PSNR; JSON has no word for it."""
+
+    task = load_task(runs["later-image"])
+    later = Field(task.spec.sources["later"], task.spec.scalings["later"])
+    task.inputs = task.outputs = (later,)
+    task.generate = lambda batch: {"later": batch["later"]}
+    monkeypatch.setattr(evaluation, "load_task", lambda *_, **__: task)
+    result = evaluate(EvaluateConfig(runs["later-image"], to=tmp_path / "x.json"))
+    assert result["rows"]["model"]["PSNR"] == float("inf")
+    assert result["rows"]["model"]["SSIM"] == pytest.approx(1)
+    saved = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert saved["rows"]["model"]["PSNR"] is None
+    assert saved["rows"]["copy the input"]["L1"] == 0
+
+
+def test_the_table():
+    rows = {"model": {"L1": 0.5, "PSNR": 21.25}, "class median": {"L1": 1, "PSNR": 2.0}}
+    text = table({"split": "test", "tiles": 7, "output": "image", "rows": rows})
+    assert text.splitlines() == [
+        "image on 7 test tiles",
+        "                      L1        PSNR",
+        "model             0.5000     21.2500",
+        "class median      1.0000      2.0000",
+    ]
