@@ -3,6 +3,7 @@
 Nothing here imports torch or rasterio before a command runs, so that help comes at once.
 """
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
 }
 GROUPS = {"train": "Train a task on a tile store."}
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         _say("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _choice(commands: dict[str, Any]) -> Any:
@@ -173,13 +175,19 @@ def _train(task: Any, tiles: Path, to: Path, training: TrainingConfig, init: Pat
 
 
 def _say_where_it_ended(run: Path, steps: int) -> None:
+    from accelerate import PartialState
+
     from ganlab.training.checkpoints import latest
 
+    if not PartialState().is_main_process:
+        return
     reached = int(latest(run / "checkpoints").stem.split("-")[1])
-    if reached < steps:
-        print(f"{run}: stopped at step {reached} of {steps}; go on with: ganlab resume --run {run}")
-    else:
+    if reached >= steps:
         print(f"{run}: trained to step {reached}")
+        return
+    again = f"ganlab resume --run {shlex.quote(str(run))}"
+    print(f"{run}: stopped at step {reached} of {steps}; go on with: {again}")
+    sys.exit(INTERRUPTED)
 
 
 @contextmanager

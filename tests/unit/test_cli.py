@@ -1,0 +1,358 @@
+"""The command line, as it is typed."""
+
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from ganlab import cli
+from ganlab.errors import InputError, TrainingFailed
+
+SMALL = "--generator.width 4 --generator.depth 2 --discriminator.width 4 --discriminator.layers 1"
+PAIR = "--images photo.tif --labels map.tif"
+GANLAB = str(Path(sys.executable).with_name("ganlab"))
+QUICK = f"{SMALL} --batch-size 2 --split.block 32 --tensorboard False"
+
+
+def ganlab(line, folder, check=True):
+    """A command in a process of its own."""
+    done = subprocess.run(
+        [GANLAB, *line.split()],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def scene(path, bands=3, crs="EPSG:32633", size=96, top=None):
+    rng = np.random.default_rng(bands)
+    array = rng.integers(1, top or 255, (bands, size, size), dtype=np.uint8)
+    profile = {"driver": "GTiff", "width": size, "height": size, "count": bands}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(
+            path, "w", **profile, dtype="uint8", crs=crs, transform=from_origin(0, 96, 1, 1)
+        ) as file:
+            file.write(array)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Scenes, tiles and a run, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    scene(folder / "photo.tif")
+    scene(folder / "map.tif", bands=1, top=4)
+    scene(folder / "nowhere.tif", crs=None)
+    (folder / "file").write_text("in the way")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        cli.main(f"tile {PAIR} --to tiles --size 32".split())
+        cli.main(f"train pix2pix --tiles tiles --to run {QUICK} --steps 2".split())
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def inside(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+
+
+# What is loaded
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import ganlab, ganlab.config, ganlab.errors", "torch rasterio matplotlib numpy tyro"),
+        ("import ganlab.cli", "torch rasterio matplotlib accelerate"),
+        ("import ganlab.training", "rasterio matplotlib tyro"),
+        ("import ganlab.data.scenes, ganlab.data.tiling", "torch matplotlib"),
+        ("import ganlab.inference, ganlab.evaluation", "matplotlib tyro"),
+        ("import sys, ganlab.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass",
+         "torch rasterio matplotlib accelerate"),
+        ("import sys, ganlab.cli as c\ntry: c.main(['train', 'pix2pix', '--help'])\n"
+         "except SystemExit: pass", "torch rasterio matplotlib accelerate"),
+    ],
+)  # fmt: skip
+def test_nothing_heavy_is_loaded_in_vain(code, absent):
+    script = f"{code}\nimport sys; print('modules:', *sys.modules)"
+    out = subprocess.check_output([sys.executable, "-c", script], text=True)
+    loaded = set(out.split("modules:")[1].split())
+    assert "ganlab" in loaded
+    assert not loaded & set(absent.split())
+
+
+def test_the_installed_command_is_this_one():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="ganlab")
+    assert entry.load() is cli.main
+
+
+# Help
+
+
+def helped(capsys, *words):
+    with pytest.raises(SystemExit) as left:
+        cli.main([*words, "--help"])
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys):
+    text = helped(capsys)
+    for name in cli.COMMANDS:
+        assert f"• {name}" in text
+    assert "• pix2pix" in helped(capsys, "train")
+
+
+LEAVES = [(name,) for name, command in cli.COMMANDS.items() if callable(command)]
+LEAVES += [("train", name) for name in cli.COMMANDS["train"]]
+
+
+@pytest.mark.parametrize("words", LEAVES, ids="-".join)
+def test_every_option_is_explained(capsys, monkeypatch, words):
+    """No option without a sentence, no markup, no name of a class."""
+    monkeypatch.setenv("COLUMNS", "100")
+    text = helped(capsys, *words)
+    assert "``" not in text
+    assert "Config" not in text
+    options = re.split(r"\n\W*(?=--[a-z])", text.replace("│", " "))[1:]
+    assert options
+    for option in options:
+        assert re.fullmatch(r"--[^\n]*?(\s{2,}|\n\s*)[A-Z].*", option, re.DOTALL), option
+
+
+def test_required_options_are_marked(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    text = helped(capsys, "apply")
+    marked = [line for line in text.splitlines() if "(required)" in line]
+    assert [line.strip("│ ").split()[0] for line in marked] == ["--run", "--scene", "--to"]
+
+
+# The whole way
+
+
+def test_from_nothing_to_a_scene(tmp_path):
+    out = ganlab("toytown --to town --size 128 --seed 3", tmp_path).stdout
+    assert out.split() == ["town/town-003.tif", "town/town-003-labels.tif"]
+    pair = "--images town/town-003.tif --labels town/town-003-labels.tif"
+    out = ganlab(f"tile {pair} --to tiles --size 32", tmp_path)
+    assert out.stdout.startswith("tiles: 16 tiles of 32 x 32 pixels, 0.1 MB; split by blocks: ")
+    out = ganlab(f"train pix2pix --tiles tiles --to run --steps 3 {QUICK}", tmp_path)
+    assert (out.stdout, out.stderr) == ("run: trained to step 3\n", "")
+    out = ganlab("resume --run run --steps 5", tmp_path)
+    assert (out.stdout, out.stderr) == ("run: trained to step 5\n", "")
+    out = ganlab("apply --run run --scene town/town-003-labels.tif --to made.tif", tmp_path)
+    assert (out.stdout, out.stderr) == ("made.tif\n", "")
+    out = ganlab("evaluate --run run", tmp_path)
+    assert out.stderr == ""
+    assert "model" in out.stdout
+    assert "class median" in out.stdout
+    assert json.loads((tmp_path / "run" / "evaluation-test.json").read_text())["rows"]
+    with (
+        rasterio.open(tmp_path / "made.tif") as made,
+        rasterio.open(tmp_path / "town" / "town-003.tif") as photo,
+    ):
+        assert made.read().shape == photo.read().shape
+        assert (made.crs, made.transform) == (photo.crs, photo.transform)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["settings"]["generator"]["width"] == 4
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(workplace, tmp_path):
+    run = tmp_path / "a run"
+    line = f"train pix2pix --tiles tiles --steps 1000000 --log-every 1 {QUICK}".split()
+    process = subprocess.Popen(
+        [GANLAB, *line, "--to", str(run)],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not (run / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err == ""
+    assert "stopped at step" in out
+    assert f"go on with: ganlab resume --run '{run}'" in out
+    assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+# What goes wrong
+
+
+WRONG = {
+    "toytown --to file": "file",
+    "toytown --to town --size 0": "size",
+    "toytown --to town --scenes 0": "scenes",
+    "toytown --to town --resolution 0": "resolution",
+    "samples --to file": "file",
+    "tile --images missing.tif --to new": "missing.tif",
+    "tile --images --to new": "images",
+    "tile --images file --to new": "file cannot be opened",
+    "tile --images nowhere.tif --to new": "nowhere.tif has no CRS; give --ungeoreferenced",
+    "tile --images photo.tif --labels map.tif map.tif --to new": "2 labels",
+    "tile --images photo.tif --to tiles": "tiles exists",
+    "tile --images photo.tif --to file/new --size 32": "file/new",
+    "tile --images photo.tif --to new --size 0": "size 0",
+    "tile --images photo.tif --to new --size 500": "--edges pad",
+    "tile --images photo.tif --to new --stride 0": "stride 0",
+    "tile --images photo.tif --to new --scale 0": "scale 0",
+    "tile --images photo.tif --to new --minimum-valid 2": "minimum_valid 2",
+    "tile --images photo.tif --to new --bands nir": "nir",
+    "tile --images photo.tif --labels photo.tif --to new": "labels are one band",
+    "train pix2pix --tiles missing --to new": "missing is not a tile store",
+    "train pix2pix --tiles run --to new": "run is not a tile store",
+    "train pix2pix --tiles tiles --to run": "run is a run already",
+    "train pix2pix --tiles tiles --to file/new": "file/new",
+    "train pix2pix --tiles tiles --to new --source map": "no source 'map'",
+    "train pix2pix --tiles tiles --to new --batch-size 0": "batch",
+    "train pix2pix --tiles tiles --to new --steps 0": "steps",
+    "train pix2pix --tiles tiles --to new --log-every 0": "log_every",
+    "train pix2pix --tiles tiles --to new --checkpoint-every 0": "checkpoint_every",
+    "train pix2pix --tiles tiles --to new --crop 64": "crop 64",
+    "train pix2pix --tiles tiles --to new --generator.depth 0": "depth 0",
+    "train pix2pix --tiles tiles --to new --discriminator.layers 0": "layers",
+    "train pix2pix --tiles tiles --to new --split.block 8": "block 8",
+    "train pix2pix --tiles tiles --to new --split.validation 2": "validation 2",
+    "train pix2pix --tiles tiles --to new --processes 2": "processes",
+    "train pix2pix --tiles tiles --to new --init tiles": "tiles is not a run",
+    "train pix2pix --tiles tiles --to new --init run --generator.width 8": "another shape",
+    "train pix2pix --tiles tiles --to new --device mps": "mps",
+    "resume --run missing": "missing is not a run directory",
+    "resume --run run --tiles missing": "missing is not a tile store",
+    "apply --run missing --scene map.tif --to new.tif": "missing is not a run directory",
+    "apply --run run --scene missing.tif --to new.tif": "missing.tif",
+    "apply --run run --scene photo.tif --to new.tif": "photo.tif has 3 bands",
+    "apply --run run --scene nowhere.tif --to new.tif": "nowhere.tif has no CRS",
+    "apply --run run --scene map.tif --to photo.tif": "photo.tif exists; give --overwrite",
+    "apply --run run --scene map.tif --to new.png": "new.png",
+    "apply --run run --scene map.tif --to file/new.tif": "file/new.tif cannot be written",
+    "apply --run run --scene map.tif --to new.tif --window 0": "window 0",
+    "apply --run run --scene map.tif --to new.tif --overlap -1": "overlap -1",
+    "apply --run run --scene map.tif --to new.tif --batch-size 0": "batch size 0",
+    "apply --run run --scene map.tif --to new.tif --batch-statistics": "has no batch norm",
+    "apply --run run --scene map.tif --to new.tif --device mps": "mps",
+    "apply --run file --scene map.tif --to new.tif": "not a run directory",
+    "evaluate --run missing": "missing is not a run directory",
+    "evaluate --run run --tiles missing": "missing is not a tile store",
+    "evaluate --run run --limit 0": "limit 0",
+    "evaluate --run run --batch-size 0": "batch size 0",
+    "evaluate --run run --to missing/x.json": "missing/x.json cannot be written",
+}
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_input_gives_one_line(capsys, line):
+    before = sorted(path for path in Path().rglob("*"))
+    with pytest.raises(SystemExit) as left:
+        cli.main(line.split())
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("ganlab: ")
+    assert WRONG[line] in err
+    assert "Error" not in err
+    assert sorted(path for path in Path().rglob("*")) == before, "something was left behind"
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "Expected one of {toytown"),
+        ("paint", "paint"),
+        ("train", "{pix2pix}"),
+        ("train nothing", "pix2pix"),
+        ("train --tiles tiles --to new", "pix2pix"),
+        ("tile --to new", "--images"),
+        ("tile --images photo.tif --to new --size many", "many"),
+        ("tile --images photo.tif --to new --edges round", "round"),
+        ("tile --images photo.tif --to new --sise 3", "--sise"),
+        ("evaluate --run run --split all", "all"),
+    ],
+)
+def test_what_tyro_refuses(capsys, line, says):
+    with pytest.raises(SystemExit) as left:
+        cli.main(line.split())
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_failed_training(capsys, tmp_path):
+    line = f"train pix2pix --tiles tiles {QUICK} --steps 9 --log-every 1 --generator-lr 1e38"
+    with pytest.raises(SystemExit) as left:
+        cli.main([*line.split(), "--to", str(tmp_path / "new")])
+    assert left.value.code == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("ganlab: a loss or weight became infinite or NaN at step")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (InputError("a.tif is\n  broken"), 2, "ganlab: a.tif is broken\n"),
+        (TrainingFailed("NaN"), 1, "ganlab: NaN\n"),
+        (KeyboardInterrupt(), 130, "ganlab: interrupted\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, says):
+    def fail(run: Path) -> None:
+        """Fail."""
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "resume", fail)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["resume", "--run", "x"])
+    assert left.value.code == code
+    assert capsys.readouterr() == ("", says)
+
+
+def test_mistakes_in_the_program_keep_their_traceback(monkeypatch):
+    def fail(run: Path) -> None:
+        """Fail."""
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "resume", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["resume", "--run", "x"])
+
+
+def test_warnings_take_one_line(monkeypatch, capsys):
+    def warn(run: Path) -> None:
+        """Warn."""
+        warnings.warn("odd\ndata", UserWarning, stacklevel=1)
+
+    monkeypatch.setitem(cli.COMMANDS, "resume", warn)
+    before = warnings.showwarning
+    cli.main(["resume", "--run", "x"])
+    assert capsys.readouterr().err == "ganlab: warning: odd data\n"
+    assert warnings.showwarning is before
