@@ -175,11 +175,10 @@ def _train(task: Any, tiles: Path, to: Path, training: TrainingConfig, init: Pat
 
 
 def _say_where_it_ended(run: Path, steps: int) -> None:
-    from accelerate import PartialState
-
     from ganlab.training.checkpoints import latest
+    from ganlab.training.processes import this_process
 
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return
     reached = int(latest(run / "checkpoints").stem.split("-")[1])
     if reached >= steps:

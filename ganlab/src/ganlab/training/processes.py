@@ -7,8 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env, reduce
 from torch import nn
+
+
+def this_process() -> PartialState:
+    """This process among those that train together: over NCCL on GPUs, over gloo elsewhere."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return PartialState(cpu=on_cpu)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None:

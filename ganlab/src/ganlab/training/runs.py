@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from ganlab import __version__
@@ -30,6 +29,7 @@ from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
 from ganlab.training.processes import autocast as autocast
+from ganlab.training.processes import this_process
 from ganlab.training.records import Records, panel, picture
 from ganlab.training.trainer import Trainer
 
@@ -203,7 +203,7 @@ def _fit(
     state: dict[str, Any] | None,
     on_log: OnLog | None,
 ) -> None:
-    processes = PartialState()
+    processes = this_process()
     if processes.num_processes != config.processes:
         raise InputError(
             f"processes is {config.processes}, but {processes.num_processes} run; start them with "

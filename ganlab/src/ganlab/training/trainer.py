@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from ganlab.losses.balance import Balance, Terms, schedule
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
-from ganlab.training.processes import autocast, average_gradients, interruptible
+from ganlab.training.processes import autocast, average_gradients, interruptible, this_process
 from ganlab.training.records import Meter
 
 NEVER = 2**62
@@ -54,7 +53,7 @@ class Trainer:
         on_log: Callable[[int, dict[str, float]], None] | None = None,
         on_sample: Callable[[int, nn.Module], None] | None = None,
     ) -> None:
-        self.state, self.device = PartialState(), torch.device(device)
+        self.state, self.device = this_process(), torch.device(device)
         on_cuda, rates = self.device.type == "cuda", (config.generator_lr, config.discriminator_lr)
         layout = torch.channels_last if on_cuda else torch.contiguous_format
         self.task = task.to(self.device, memory_format=layout)  # type: ignore[call-overload]
