@@ -38,6 +38,7 @@ SWATH = 8192
 UNLIKE = 0.05
 """Share of pixels far outside the training's range above which ``apply`` warns."""
 CACHE_BYTES = 128 * 2**20
+BLOCK = 512
 COLOURS = ("red", "green", "blue")
 
 Array = npt.NDArray[Any]
@@ -289,7 +290,7 @@ class _Output:
 
     def __init__(self, folder: Path, field: Field, grid: Grid) -> None:
         source = field.source
-        self.field, self.masked = field, False
+        self.field, self.nbytes, self.masked = field, _nbytes(field, grid), False
         self.nodata = source.nodata if _holds(source.dtype, source.nodata) else None
         self.plain, self.final = folder / f"{field.name}.tif", folder / f"{field.name}-cog.tif"
         bands = ("class",) if source.kind == "label" else source.bands
@@ -305,8 +306,8 @@ class _Output:
             transform=grid.transform,
             nodata=self.nodata,
             tiled=True,
-            blockxsize=512,
-            blockysize=512,
+            blockxsize=BLOCK,
+            blockysize=BLOCK,
             bigtiff="if_safer",
             # Otherwise GDAL takes the fourth of four byte bands for transparency.
             photometric="minisblack",
@@ -342,9 +343,8 @@ class _Output:
         Raises:
             OSError: the disk did not take everything, which GDAL does not always say.
         """
-        pixels = self.file.width * self.file.height * self.file.count
         self.file.close()
-        if self.plain.stat().st_size < pixels * np.dtype(self.field.source.dtype).itemsize:
+        if self.plain.stat().st_size < self.nbytes:
             raise OSError("the disk did not take all of it")
         try:
             rasterio.shutil.copy(
@@ -352,7 +352,7 @@ class _Output:
                 self.final,
                 driver="COG",
                 compress="deflate",
-                blocksize=512,
+                blocksize=BLOCK,
                 bigtiff="if_safer",
                 overview_resampling="nearest" if self.field.source.kind == "label" else "average",
             )
@@ -366,17 +366,17 @@ class _Output:
 def _open_input(config: ApplyConfig, field: Field) -> Scene:
     """The scene that a model starts from, checked against what it was trained on."""
     source, vector = field.source, config.scene.lower().endswith(VECTORS)
-    if vector and (source.kind != "label" or config.like is None):
+    if vector and source.kind != "label":
         raise InputError(
-            f"{config.scene} is a vector file: "
-            + (
-                "give --like RASTER, on whose grid it lies"
-                if source.kind == "label"
-                else f"this model starts from an image of {len(source.bands)} bands"
-            )
+            f"{config.scene} is a vector file; this model starts from an image of "
+            f"{len(source.bands)} bands"
         )
+    if vector and config.like is None:
+        raise InputError(f"{config.scene} is a vector file; its grid must be given: --like RASTER")
     if not vector and (config.like or config.attribute):
         raise InputError(f"{config.scene} is a raster; --like and --attribute are for vectors")
+    if source.kind == "label" and config.bands:
+        raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
     scene: Scene
     if source.kind != "label":
         scene = open_scene(config.scene, config.bands, source.nodata, config.ungeoreferenced)
@@ -422,8 +422,9 @@ def _workplace(to: Path, needed: int) -> Iterator[Path]:
 
 
 def _nbytes(field: Field, grid: Grid) -> int:
-    pixel = np.dtype(field.source.dtype).itemsize * len(field.source.bands)
-    return pixel * grid.width * grid.height
+    """What the plain file takes: whole blocks."""
+    blocks = -(-grid.width // BLOCK) * -(-grid.height // BLOCK)
+    return blocks * BLOCK**2 * len(field.source.bands) * np.dtype(field.source.dtype).itemsize
 
 
 def _checksums(path: Path) -> list[int]:
