@@ -11,7 +11,6 @@ import re
 import shlex
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +23,7 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 from rasterio.warp import transform as transform_points
@@ -36,9 +35,9 @@ from ganlab.errors import InputError
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Edges = Literal["shift", "pad", "drop"]
-COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,19 @@ class Scene:
         Raises:
             InputError: the file cannot be read, for example because it is cut short.
         """
+        out = np.zeros((len(self.bands), window.height, window.width), self.dtype)
+        valid = np.zeros((window.height, window.width), bool)
+        top, left = max(window.row_off, 0), max(window.col_off, 0)
+        height = min(window.row_off + window.height, self.grid.height) - top
+        width = min(window.col_off + window.width, self.grid.width) - left
+        if height > 0 and width > 0:
+            place = Window(left - window.col_off, top - window.row_off, width, height)
+            rows, columns = place.toslices()
+            pixels = self._read_inside(Window(left, top, width, height))
+            out[:, rows, columns], valid[rows, columns] = pixels
+        return out, valid
+
+    def _read_inside(self, window: Window) -> tuple[Array, Bools]:
         raise NotImplementedError
 
 
@@ -108,77 +120,59 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class RasterScene(Scene):
-    """A raster, or several band files that lie on one grid; made by ``open_scene``."""
+    """A raster, or several band files that lie on one grid; made by ``open_scene``.
+
+    Where a nodata value marks missing pixels, a uint8 pixel is missing when all its bands hold
+    it (one dark band is not a hole), any other pixel when one of its bands does.
+    """
 
     parts: tuple[Band, ...]
 
-    def read(self, window: Window) -> tuple[Array, Bools]:
-        """Read a window; see ``Scene.read``.
-
-        Where a nodata value marks missing pixels, a uint8 pixel is missing when all its bands
-        hold it (one dark band is not a hole), any other pixel when one of its bands does.
-        """
-        out = np.zeros((len(self.parts), window.height, window.width), self.dtype)
-        valid = np.zeros((window.height, window.width), bool)
-        rows, columns, inside = _inside(self.grid, window)
-        if inside is None:
-            return out, valid
-        measured = np.ones((inside.height, inside.width), bool)
+    def _read_inside(self, window: Window) -> tuple[Array, Bools]:
+        values = np.zeros((len(self.parts), window.height, window.width), self.dtype)
+        valid = np.ones((window.height, window.width), bool)
         for path in dict.fromkeys(band.path for band in self.parts):
             places = [i for i, band in enumerate(self.parts) if band.path == path]
+            chosen_alpha = any(self.parts[i].alpha for i in places)
             try:
-                dataset = _dataset(path)
-                values = dataset.read([self.parts[i].number for i in places], window=inside)
-                chosen_alpha = any(self.parts[i].alpha for i in places)
+                dataset = _dataset(path, _age(path), os.getpid(), threading.get_ident())
+                values[places] = dataset.read([self.parts[i].number for i in places], window=window)
                 if MaskFlags.per_dataset in dataset.mask_flag_enums[0] and not chosen_alpha:
-                    measured &= dataset.dataset_mask(window=inside) > 0
+                    valid &= dataset.dataset_mask(window=window) > 0
             except RasterioError as error:
+                reason = error.__cause__ or error
                 raise InputError(
-                    f"{path} cannot be read at row {inside.row_off}, column {inside.col_off} "
-                    f"({error.__cause__ or error}): the file is damaged or cut short, get it again"
+                    f"{path} cannot be read ({reason}): it is damaged or cut short, get it again"
                 ) from error
-            out[places, rows, columns] = values
-        inner = out[:, rows, columns]
         if self.nodata is not None and not math.isnan(self.nodata):
-            known = inner != self.nodata
-            measured &= known.any(axis=0) if self.dtype == "uint8" else known.all(axis=0)
-        if inner.dtype.kind == "f":
-            measured &= np.isfinite(inner).all(axis=0)
-        valid[rows, columns] = measured
-        return out, valid
+            known = values != self.nodata
+            valid &= known.any(axis=0) if self.dtype == "uint8" else known.all(axis=0)
+        if values.dtype.kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
+        return values, valid
 
 
 @dataclass(frozen=True)
 class VectorScene(Scene):
-    """Vector labels burned into the grid of a scene; made by ``open_labels``."""
+    """Vector labels burned into the grid of a scene; made by ``open_labels``.
+
+    A pixel belongs to a feature that holds its centre; later features lie over earlier ones,
+    pixels outside all features are 0.
+    """
 
     attribute: str | None
 
-    def read(self, window: Window) -> tuple[Array, Bools]:
-        """Read a window; see ``Scene.read``.
-
-        A pixel belongs to a feature that holds its centre; later features lie over earlier
-        ones, pixels outside all features are 0.
-        """
-        out = np.zeros((1, window.height, window.width), self.dtype)
-        valid = np.zeros((window.height, window.width), bool)
-        rows, columns, inside = _inside(self.grid, window)
-        if inside is None:
-            return out, valid
+    def _read_inside(self, window: Window) -> tuple[Array, Bools]:
         import shapely
 
-        features, values, tree = _features(self.file, _age(self.file), self.grid, self.attribute)
-        area = Grid(self.grid.crs, self.grid.at(inside), inside.width, inside.height)
+        shapes, classes, tree, _ = _features(self.file, _age(self.file), self.grid, self.attribute)
+        area = Grid(self.grid.crs, self.grid.at(window), window.width, window.height)
+        values = np.zeros((1, window.height, window.width), self.dtype)
         found = np.sort(tree.query(shapely.box(*area.bounds())))
         if len(found):
-            out[0, rows, columns] = rasterize(
-                [(features[i], int(values[i])) for i in found],
-                out_shape=(inside.height, inside.width),
-                transform=area.transform,
-                dtype=self.dtype,
-            )
-        valid[rows, columns] = True
-        return out, valid
+            burned = [(shapes[i], int(classes[i])) for i in found]
+            rasterize(burned, out=values[0], transform=area.transform)
+        return values, np.ones(values.shape[1:], bool)
 
 
 def open_scene(
@@ -199,8 +193,7 @@ def open_scene(
         ungeoreferenced: accept files without a CRS.
 
     Raises:
-        InputError: unreadable file, no CRS, no such band, band files on different grids or of
-            different types.
+        InputError: unreadable file, no CRS, no such band, band files that do not fit together.
     """
     files = str(paths).split(",") if isinstance(paths, str | Path) else list(paths)
     opened = [_open_file(file, len(files) > 1, ungeoreferenced) for file in files]
@@ -210,38 +203,32 @@ def open_scene(
         if (other.dtype, str(other.nodata)) != (first.dtype, str(first.nodata)):
             raise InputError(
                 f"{other.file} is {other.dtype} with nodata {other.nodata}, {first.file} is "
-                f"{first.dtype} with nodata {first.nodata}: band files of one scene must agree"
+                f"{first.dtype} with nodata {first.nodata}: stack only band files that agree"
             )
     everything = [band for scene in opened for band in scene.parts]
-    chosen = tuple(_choose(everything, wanted) for wanted in bands)
-    chosen = chosen or tuple(band for band in everything if not band.alpha)
+    chosen = [] if bands else [band for band in everything if not band.alpha]
+    for wanted in bands:
+        found = [band for band in everything if band.name == wanted]
+        if wanted.isdigit():
+            found = everything[int(wanted) - 1 : int(wanted)]
+        if len(found) != 1:
+            names = ", ".join(f"{i} ({band.name})" for i, band in enumerate(everything, start=1))
+            raise InputError(f"{first.file} has no single band {wanted!r}; it has {names}")
+        chosen += found
     if not chosen:
         raise InputError(f"{first.file} has nothing but an alpha band; ask for it with --bands 1")
-    return replace(
-        first,
-        bands=tuple(band.name for band in chosen),
-        nodata=nodata if first.nodata is None else first.nodata,
-        parts=chosen,
-    )
+    nodata = nodata if first.nodata is None else first.nodata
+    return replace(first, bands=tuple(b.name for b in chosen), nodata=nodata, parts=tuple(chosen))
 
 
 def open_labels(
-    path: str | Path,
-    like: Grid,
-    attribute: str | None = None,
-    ungeoreferenced: bool = False,
+    path: str | Path, like: Grid, attribute: str | None = None, ungeoreferenced: bool = False
 ) -> Scene:
     """Open classes: a raster of one band, or a vector file (GeoJSON, GeoPackage, ...).
 
-    Vectors are reprojected to the grid ``like`` and burned into it window by window. Rasters
-    keep their own grid: compare it with ``check_same_grid``.
-
-    Args:
-        path: the file.
-        like: the grid of the image.
-        attribute: vector labels: an integer attribute that holds the class. Without it,
-            features are 1. Ground outside all features is 0.
-        ungeoreferenced: accept rasters without a CRS.
+    Vectors are reprojected to the grid ``like`` of the image and burned into it window by
+    window; the integer ``attribute`` holds their class, which is 1 without it. Rasters keep
+    their own grid: compare it with ``check_same_grid``.
 
     Raises:
         InputError: unreadable file, more than one band, classes that are no integers, no CRS, no
@@ -251,90 +238,63 @@ def open_labels(
     if not path.lower().endswith(VECTORS):
         raster = open_scene([path], ungeoreferenced=ungeoreferenced)
         if len(raster.parts) > 1 or raster.dtype.startswith("float"):
+            found = f"{len(raster.parts)} bands of {raster.dtype}"
             raise InputError(
-                f"{path} has {len(raster.parts)} bands of {raster.dtype}; labels are one band of "
-                "integers: extract it with `gdal_translate -b 1 -ot Byte`"
+                f"{path} has {found}; labels are one band of integers: gdal_translate -b 1 -ot Byte"
             )
         return raster
     if like.crs is None:
         raise InputError(f"{path} needs an image with a CRS to lie on; give raster labels")
-    dtype = "uint8"
-    if attribute is not None:
-        values = _read_vector(path, columns=[attribute], read_geometry=False)[3]
-        if not values or values[0].dtype.kind not in "iu":
-            found = f"is {values[0].dtype}, or empty in places" if values else "is missing"
-            raise InputError(
-                f"{path}: attribute {attribute!r} {found}; expected an integer in every feature"
-            )
-        if len(values[0]) and not 0 <= values[0].min() <= values[0].max() <= 255:
-            dtype = "int32"
-    _features(path, _age(path), like, attribute)
+    dtype = _features(path, _age(path), like, attribute)[3]
     return VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute)
 
 
 def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor: int = 1) -> None:
     """Refuse a raster that does not lie on the grid of another, and say how to repair it.
 
-    Corners may differ by a hundredth of a pixel. Without a CRS only the sizes are compared.
-
-    Args:
-        reference: the scene with the right grid.
-        other: the raster to compare.
-        kind: ``"label"`` or ``"mask"`` are warped with nearest neighbours, others smoothly.
-        factor: expected pixels of ``other`` along one pixel of ``reference``.
+    ``other`` has ``factor`` pixels along one of ``reference``. Corners may differ by a hundredth
+    of a pixel. Without a CRS only the sizes are compared.
 
     Raises:
-        InputError: says what differs, in numbers, with the ``gdalwarp`` line that repairs it.
+        InputError: says what differs, with the ``gdalwarp`` line that repairs it: by nearest
+            neighbours for the kinds ``"label"`` and ``"mask"``, otherwise smoothly.
     """
     want, have = reference.grid.scaled(factor), other.grid
-    differences = []
-    if (want.width, want.height) != (have.width, have.height):
-        differences.append(f"{have.width} x {have.height} pixels, not {want.width} x {want.height}")
+    sizes = f"{have.width} x {have.height} pixels, not {want.width} x {want.height}"
+    differences = [sizes] if (want.width, want.height) != (have.width, have.height) else []
     if want.crs is None or have.crs is None:
         if differences:
-            raise InputError(
-                f"{other.file} has {differences[0]} as {reference.file} has: pairs without "
-                "coordinates must agree in size"
-            )
+            raise InputError(f"{other.file} has {sizes} as {reference.file} has: make them agree")
         return
     if want.crs != have.crs:
         differences.append(f"CRS {have.crs_name}, not {want.crs_name}")
-    corners = product((0, want.width), (0, want.height))
-    shift = [np.subtract(~want.transform * (have.transform * p), p) for p in corners]
-    if want.crs == have.crs and np.abs(shift).max() > 0.01:
-        a, b = (tuple(grid.transform)[:6] for grid in (have, want))
-        differences.append(f"transform {a}, not {b}")
+    else:
+        corners = product((0, want.width), (0, want.height))
+        shift = [np.subtract(~want.transform * (have.transform * p), p) for p in corners]
+        if np.abs(shift).max() > 0.01:
+            a, b = (tuple(grid.transform)[:6] for grid in (have, want))
+            differences.append(f"transform {a}, not {b}")
     if not differences:
         return
-    left, bottom, right, top = want.bounds()
-    smooth = (
-        "average" if _pixel_width(have, want.crs) < 0.75 * abs(want.transform.a) else "bilinear"
-    )
-    target = str(Path(other.file).with_suffix("")) + "-warped.tif"
-    method = "near" if kind in ("label", "mask") else smooth
-    command = (
-        f"gdalwarp -t_srs {shlex.quote(want.crs_name or '')} -te {left!r} {bottom!r} {right!r} "
-        f"{top!r} -ts {want.width} {want.height} -r {method} {shlex.quote(other.file)} "
-        f"{shlex.quote(target)}"
-    )
+    left, _, right, _ = transform_bounds(have.crs, want.crs, *have.bounds())
+    finer = (right - left) / have.width < 0.75 * abs(want.transform.a)
+    method = "near" if kind in ("label", "mask") else "average" if finer else "bilinear"
+    options = ["-t_srs", want.crs_name, "-te", *want.bounds(), "-ts", want.width, want.height]
+    files = [other.file, f"{Path(other.file).with_suffix('')}-warped.tif"]
+    repair = shlex.join(map(str, ["gdalwarp", *options, "-r", method, *files]))
     if want.transform.b or want.transform.d or want.transform.e > 0:
-        command = f"gdalwarp {shlex.quote(reference.file)} north-up.tif (its grid is turned) first"
+        repair = f"gdalwarp {shlex.quote(reference.file)} north-up.tif (its grid is turned) first"
+    found = "; ".join(differences)
     raise InputError(
-        f"{other.file} is not on the grid of {reference.file}: {'; '.join(differences)}. "
-        f"Repair: {command}"
+        f"{other.file} is not on the grid of {reference.file}: {found}. Repair: {repair}"
     )
 
 
 def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> list[Window]:
     """Windows of ``size`` x ``size`` pixels over a raster, row by row from its upper left.
 
-    Args:
-        width: columns of the raster.
-        height: rows of the raster.
-        size: width and height of a window.
-        stride: distance of neighbouring windows; less than ``size`` overlaps.
-        edges: ``"shift"`` moves the last window of a row or column back inside, ``"pad"`` lets
-            it reach over the border, ``"drop"`` leaves the rest out.
+    They begin ``stride`` pixels apart. ``edges``: ``"shift"`` moves the last window of a row or
+    column back inside, ``"pad"`` lets it reach over the border, ``"drop"`` leaves the rest out.
 
     Raises:
         InputError: size or stride below 1, or a raster smaller than a window, without padding.
@@ -358,41 +318,22 @@ def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> li
     return [Window(x, y, size, size) for y in starts(height) for x in starts(width)]
 
 
-_LOCK = threading.Lock()
-_LOCAL = threading.local()
-
-
 def _open(path: str) -> Any:
     # The missing CRS is judged here; rasterio's own warning would only repeat it.
-    with _LOCK, warnings.catch_warnings():
+    with LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(path)
 
 
 def _age(path: str) -> int:
+    """Part of the keys of caches, so that a changed file is read again."""
     return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
 
 
-def _dataset(path: str) -> Any:
-    """An open dataset, kept for the next window; GDAL wants one for each thread and process."""
-    opened: OrderedDict[Any, Any] = _LOCAL.__dict__.setdefault("opened", OrderedDict())
-    key = (path, _age(path), os.getpid())
-    if key not in opened:
-        opened[key] = _open(path)
-        if len(opened) > 32:
-            opened.popitem(last=False)[1].close()
-    opened.move_to_end(key)
-    return opened[key]
-
-
-def _inside(grid: Grid, window: Window) -> tuple[slice, slice, Window | None]:
-    """The part of a window that lies on the grid: its place in the window, and on the grid."""
-    top, left = max(window.row_off, 0), max(window.col_off, 0)
-    height = min(window.row_off + window.height, grid.height) - top
-    width = min(window.col_off + window.width, grid.width) - left
-    row, column = top - window.row_off, left - window.col_off
-    inside = Window(left, top, width, height) if height > 0 and width > 0 else None
-    return slice(row, row + height), slice(column, column + width), inside
+@lru_cache(maxsize=32)
+def _dataset(path: str, age: int, process: int, thread: int) -> Any:
+    """An open dataset, kept for the next window; GDAL wants one for each process and thread."""
+    return _open(path)
 
 
 def _open_file(path: str | Path, stacked: bool, ungeoreferenced: bool) -> RasterScene:
@@ -400,97 +341,67 @@ def _open_file(path: str | Path, stacked: bool, ungeoreferenced: bool) -> Raster
     try:
         with _open(path) as dataset:
             grid = Grid(dataset.crs, dataset.transform, dataset.width, dataset.height)
-            colours, descriptions = dataset.colorinterp, dataset.descriptions
-            dtypes, nodata = dataset.dtypes, dataset.nodata
+            described = list(zip(dataset.colorinterp, dataset.descriptions, strict=True))
+            dtypes, nodata = set(dataset.dtypes), dataset.nodata
     except RasterioError as error:
         raise InputError(f"{path} cannot be opened as a raster: {error}") from error
     if grid.crs is None and not ungeoreferenced:
         raise InputError(f"{path} has no CRS; give --ungeoreferenced to tile it by pixel")
+    if len(dtypes) != 1 or not dtypes <= set(DTYPES):
+        raise InputError(
+            f"{path} has bands of type {', '.join(sorted(dtypes))}; expected one of "
+            f"{', '.join(DTYPES)} for all: gdal_translate -ot"
+        )
     named = re.search(r"(?<![A-Za-z0-9])B\d{1,2}A?(?![A-Za-z0-9])", stem)
     parts = []
-    for i, (colour, description) in enumerate(zip(colours, descriptions, strict=True), start=1):
-        name = colour.name if colour in COLOURS else str(i)
+    for i, (colour, description) in enumerate(described, start=1):
+        alpha = colour.name == "alpha"
+        name = colour.name if colour.name in ("red", "green", "blue") else str(i)
         if stacked:
-            name = named[0] if named else stem
-            name += f"-{i}" if len(colours) > 1 else ""
-        alpha = colour == ColorInterp.alpha
+            name = (named[0] if named else stem) + (f"-{i}" if len(described) > 1 else "")
         parts.append(Band(path, i, "alpha" if alpha else description or name, alpha))
-    found = set(dtypes)
-    if len(found) != 1 or not found <= set(DTYPES):
-        raise InputError(
-            f"{path} has bands of type {', '.join(sorted(found))}; expected one of "
-            f"{', '.join(DTYPES)} for all: convert it with `gdal_translate -ot`"
-        )
     bands = tuple(band.name for band in parts)
-    return RasterScene(stem, path, grid, found.pop(), bands, nodata, tuple(parts))
-
-
-def _choose(bands: Sequence[Band], wanted: str) -> Band:
-    number = int(wanted) if wanted.isdigit() else 0
-    found = [band for band in bands if band.name == wanted]
-    if number:
-        found = list(bands[number - 1 : number])
-    if len(found) != 1:
-        names = ", ".join(f"{i} ({band.name})" for i, band in enumerate(bands, start=1))
-        raise InputError(f"{bands[0].path} has no single band {wanted!r}; it has {names}")
-    return found[0]
-
-
-def _pixel_width(grid: Grid, crs: CRS) -> float:
-    left, _, right, _ = transform_bounds(grid.crs, crs, *grid.bounds())
-    return float((right - left) / grid.width)
-
-
-def _read_vector(path: str, **options: Any) -> Any:
-    """``(meta, fids, geometry as WKB, attribute columns)`` of the only layer of a file."""
-    try:
-        import pyogrio
-        import shapely  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"{path}: vector labels need pyogrio and shapely, pip install 'ganlab[vector]'"
-        ) from error
-    try:
-        layers = pyogrio.list_layers(path)[:, 0]
-        if len(layers) != 1:
-            raise InputError(
-                f"{path} has layers {', '.join(layers)}; expected one, extract it with ogr2ogr"
-            )
-        found = pyogrio.raw.read(path, **options)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-        raise InputError(f"{path} cannot be read as a vector file: {error}") from error
-    if found[0]["crs"] is None:
-        raise InputError(f"{path} has no CRS: give it one with `ogr2ogr -a_srs`")
-    return found
+    return RasterScene(stem, path, grid, dtypes.pop(), bands, nodata, tuple(parts))
 
 
 @lru_cache(maxsize=8)
-def _features(path: str, age: int, grid: Grid, attribute: str | None) -> tuple[Array, Array, Any]:
-    """Geometries near the grid in its CRS, their classes, and a spatial index.
-
-    ``age`` is there so that a changed file is read again.
-    """
-    columns = [] if attribute is None else [attribute]
-    meta, first, _, _ = _read_vector(path, columns=[], max_features=1, return_fids=True)
-    import shapely
-
-    crs = CRS.from_user_input(meta["crs"])
-    bounds = transform_bounds(grid.crs, crs, *grid.bounds())
-    _, fids, geometry, values = _read_vector(path, columns=columns, bbox=bounds, return_fids=True)
-    if len(first) and not len(fids):
-        raise InputError(
-            f"{path} lies nowhere near the scene: it has no feature in {bounds} ({meta['crs']}); "
-            "check its CRS and its axis order"
-        )
-    shapes = shapely.from_wkb(geometry)
-    classes = values[0] if values else np.ones(len(shapes), np.int64)
+def _features(path: str, age: int, grid: Grid, attribute: str | None) -> tuple[Any, ...]:
+    """Shapes near the grid in its CRS, their classes, a spatial index, a type for all classes."""
+    try:
+        import pyogrio
+        import shapely
+    except ImportError as error:
+        raise InputError(f"{path} needs pyogrio, shapely: pip install 'ganlab[vector]'") from error
+    options = {"columns": [] if attribute is None else [attribute], "return_fids": True}
+    try:
+        layers = pyogrio.list_layers(path)[:, 0]
+        if len(layers) != 1:
+            found = ", ".join(layers)
+            raise InputError(f"{path} has layers {found}; expected one, extract it with ogr2ogr")
+        meta, everywhere, _, values = pyogrio.raw.read(path, read_geometry=False, **options)
+        if meta["crs"] is None:
+            raise InputError(f"{path} has no CRS: give it one with `ogr2ogr -a_srs`")
+        crs = CRS.from_user_input(meta["crs"])
+        bounds = transform_bounds(grid.crs, crs, *grid.bounds())
+        _, fids, geometry, near = pyogrio.raw.read(path, bbox=bounds, **options)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+        raise InputError(f"{path} cannot be read as a vector file: {error}") from error
+    if len(everywhere) and not len(fids):
+        raise InputError(f"{path} lies nowhere near the scene, {bounds}: check its CRS, axis order")
+    shapes, classes, dtype = shapely.from_wkb(geometry), np.ones(len(fids), np.int64), "uint8"
+    if attribute is not None:
+        if not values or values[0].dtype.kind not in "iu":
+            found = f"is {values[0].dtype}, or empty in places" if values else "is missing"
+            raise InputError(f"{path}: attribute {attribute!r} {found}; give one of integers")
+        classes = near[0]
+        if values[0].min(initial=0) < 0 or values[0].max(initial=0) > 255:
+            dtype = "int32"
     if path.lower().endswith(".gpkg"):
         # The spatial index answers in an order of its own; GeoJSON keeps that of the file.
         order = np.argsort(fids, kind="stable")
         shapes, classes = shapes[order], classes[order]
 
-    def project(points: Array) -> Array:
-        return np.stack(transform_points(crs, grid.crs, points[:, 0], points[:, 1]), axis=1)
-
-    shapes = shapely.transform(shapes, project)
-    return shapes, classes, shapely.STRtree(shapes)
+    shapes = shapely.transform(
+        shapes, lambda points: np.stack(transform_points(crs, grid.crs, *points.T), axis=1)
+    )
+    return shapes, classes, shapely.STRtree(shapes), dtype

@@ -57,6 +57,10 @@ class Source:
         """Bytes of a tile."""
         return math.prod(self.shape(size)) * np.dtype(self.dtype).itemsize
 
+    def shard(self, number: int) -> str:
+        """File name of one shard."""
+        return f"{self.name}-{number:05d}.npy"
+
     def to_dict(self) -> dict[str, Any]:
         """The source as plain JSON values."""
         return to_dict(self)
@@ -115,11 +119,6 @@ class Split:
     dropped: int = 0
 
 
-def shard_name(source: str, number: int) -> str:
-    """File name of one shard."""
-    return f"{source}-{number:05d}.npy"
-
-
 def checksum(parts: Iterable[Array]) -> str:
     """CRC-32 over the bytes of one tile: its sources in stored order, then the valid mask."""
     value = 0
@@ -128,34 +127,24 @@ def checksum(parts: Iterable[Array]) -> str:
     return f"{value:08x}"
 
 
+@dataclass(eq=False, repr=False)
 class TileStore:
-    """A tile store opened for reading; pickling it carries only its path.
+    """A tile store opened for reading; pickling it carries only its path."""
 
-    Args:
-        path: the folder.
-        sources: by name, in stored order.
-        scenes: by name.
-        size: width and height of a tile on the reference grid.
-        tiles: the index.
-        shards: number of tiles in each shard.
-    """
+    path: Path
+    sources: dict[str, Source]
+    """By name, in stored order."""
+    scenes: dict[str, StoredScene]
+    """By name."""
+    size: int
+    """Width and height of a tile on the reference grid."""
+    tiles: list[Tile]
+    shards: list[int]
+    """Number of tiles in each shard."""
 
-    def __init__(
-        self,
-        path: Path,
-        sources: dict[str, Source],
-        scenes: dict[str, StoredScene],
-        size: int,
-        tiles: list[Tile],
-        shards: list[int],
-    ) -> None:
-        self.path = path
-        self.sources = sources
-        self.scenes = scenes
-        self.size = size
-        self.tiles = tiles
-        self.shards = shards
-        self._starts = np.cumsum([0, *shards])
+    def __post_init__(self) -> None:
+        self._all = self.sources | {"valid": VALID}
+        self._places = [(shard, place) for shard, n in enumerate(self.shards) for place in range(n)]
         # Each open map holds a file descriptor, of which systems allow about a thousand.
         self._map = lru_cache(maxsize=256)(self._open_shard)
 
@@ -169,25 +158,29 @@ class TileStore:
         path = Path(path)
         try:
             head = json.loads((path / "store.json").read_text(encoding="utf-8"))
-            version = (head["format"], head["version"])
+            found = f"{head['format']}, version {head['version']}"
             with open(path / "index.csv", newline="", encoding="utf-8") as file:
                 tiles = [_tile_from(line) for line in csv.DictReader(file)]
             sources = {values["name"]: Source.from_dict(values) for values in head["sources"]}
             scenes = {values["name"]: from_dict(StoredScene, values) for values in head["scenes"]}
             store = cls(path, sources, scenes, head["size"], tiles, head["shards"])
         except FileNotFoundError as error:
+            missing = Path(error.filename).name
             raise InputError(
-                f"{path} is not a tile store: {Path(error.filename).name} is missing; make one "
-                "with `ganlab tile`"
+                f"{path} is not a tile store: {missing} is missing; make one with `ganlab tile`"
             ) from error
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{path} is not a tile store, or damaged: {error!r}") from error
-        if version != (FORMAT, VERSION):
-            raise InputError(
-                f"{path} is {version[0]}, version {version[1]}; expected {FORMAT}, version "
-                f"{VERSION}: tile it again"
-            )
-        store._check()
+        if found != f"{FORMAT}, version {VERSION}":
+            raise InputError(f"{path} is {found}; expected {FORMAT}, version {VERSION}: tile again")
+        if [tile.tile for tile in tiles] != list(range(len(store._places))):
+            found = f"lists {len(tiles)} tiles, the shards hold {len(store._places)}"
+            raise InputError(f"{path / 'index.csv'} {found}: tile the scenes again")
+        for source in store._all.values():
+            for number, count in enumerate(store.shards):
+                shard, payload = path / source.shard(number), count * source.nbytes(store.size)
+                if not shard.is_file() or shard.stat().st_size <= payload:
+                    raise InputError(f"{shard} is missing or cut short: tile the scenes again")
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -196,71 +189,45 @@ class TileStore:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def _source(self, name: str) -> Source:
-        if name != "valid" and name not in self.sources:
-            raise InputError(
-                f"{self.path} has no source {name!r}, only {', '.join(self.sources)} and valid"
-            )
-        return VALID if name == "valid" else self.sources[name]
-
-    def _check(self) -> None:
-        if [tile.tile for tile in self.tiles] != list(range(sum(self.shards))):
-            raise InputError(
-                f"{self.path / 'index.csv'} lists {len(self)} tiles, the shards hold "
-                f"{sum(self.shards)}: the store is damaged, tile the scenes again"
-            )
-        for source in (*self.sources.values(), VALID):
-            for number, count in enumerate(self.shards):
-                file = self.path / shard_name(source.name, number)
-                payload = count * source.nbytes(self.size)
-                if not file.is_file() or file.stat().st_size <= payload:
-                    raise InputError(f"{file} is missing or cut short: tile the scenes again")
-
-    def _open_shard(self, source: str, number: int) -> Array:
-        file = self.path / shard_name(source, number)
-        expected = (self.shards[number], *self._source(source).shape(self.size))
-        dtype = self._source(source).dtype
+    def _open_shard(self, name: str, number: int) -> Array:
+        source = self._all[name]
+        file = self.path / source.shard(number)
+        expected = (self.shards[number], *source.shape(self.size))
         try:
             shard = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read ({error}): tile the scenes again") from error
-        if shard.shape != expected or shard.dtype != dtype:
-            raise InputError(
-                f"{file} holds {shard.dtype} {shard.shape}, expected {dtype} {expected}: tile the "
-                "scenes again"
-            )
+        if shard.shape != expected or shard.dtype != source.dtype:
+            found = f"{shard.dtype} {shard.shape}, expected {source.dtype} {expected}"
+            raise InputError(f"{file} holds {found}: tile the scenes again")
         return np.asarray(shard)
 
     def read(self, source: str, tiles: npt.ArrayLike) -> Array:
         """Read tiles by number, in any order, repeated if asked for.
 
-        Args:
-            source: name of a source, or ``"valid"``.
-            tiles: ``(n,)`` tile numbers.
-
         Returns:
-            ``(n, C, h, w)`` in the source's dtype; ``(n, 1, h, w)`` uint8, 0 or 1, for
-            ``"valid"``.
+            ``(n, C, h, w)`` in the source's dtype; for source ``"valid"``, uint8, 0 or 1.
 
         Raises:
             InputError: no such source or tile, or a damaged shard.
         """
-        found = self._source(source)
-        wanted = np.asarray(tiles, np.int64).reshape(-1)
-        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
-            raise InputError(
-                f"{self.path} has tiles 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}"
-            )
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
-        places = wanted - self._starts[shards]
+        if source not in self._all:
+            names = ", ".join(self.sources)
+            raise InputError(f"{self.path} has no source {source!r}, only {names} and valid")
+        found = self._all[source]
+        wanted = np.asarray(tiles, np.int64).reshape(-1).tolist()
+        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self):
+            asked = f"{min(wanted)} to {max(wanted)}"
+            raise InputError(f"{self.path} has tiles 0 to {len(self) - 1}, not {asked}")
         out = np.empty((len(wanted), *found.shape(self.size)), found.dtype)
-        for i, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+        for i, tile in enumerate(wanted):
+            shard, place = self._places[tile]
             out[i] = self._map(source, shard)[place]
         return out
 
     def nbytes(self) -> int:
         """Bytes of all tiles in all sources, with the valid masks."""
-        return len(self) * sum(s.nbytes(self.size) for s in (*self.sources.values(), VALID))
+        return len(self) * sum(source.nbytes(self.size) for source in self._all.values())
 
     def verify(self) -> None:
         """Read everything and compare the checksums.
@@ -269,13 +236,10 @@ class TileStore:
             InputError: names the first damaged tile and its shard.
         """
         for tile in self.tiles:
-            parts = [self.read(source, tile.tile) for source in (*self.sources, "valid")]
-            if checksum(parts) != tile.checksum:
-                number = int(np.searchsorted(self._starts, tile.tile, side="right")) - 1
-                raise InputError(
-                    f"{self.path}: tile {tile.tile} of scene {tile.scene} is damaged "
-                    f"(shard {number:05d}): tile the scenes again"
-                )
+            if checksum(self.read(name, tile.tile) for name in self._all) != tile.checksum:
+                place = f"tile {tile.tile} of scene {tile.scene} is damaged"
+                shard = f"shard {self._places[tile.tile][0]:05d}"
+                raise InputError(f"{self.path}: {place} ({shard}): tile the scenes again")
 
     def split(self, config: SplitConfig) -> Split:
         """Share the tiles out so that no pixel of a scene is in two shares.
@@ -289,11 +253,10 @@ class TileStore:
         Raises:
             InputError: fractions outside [0, 1], blocks smaller than a tile, unknown groups.
         """
-        fractions = (config.test, config.validation)
-        if min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
+        test, validation = config.test, config.validation
+        if min(test, validation) < 0 or test + validation > 1 + 1e-9:
             raise InputError(
-                f"validation {config.validation} and test {config.test} must be shares that add "
-                "up to at most 1"
+                f"validation {validation} and test {test} must be shares that add up to at most 1"
             )
         named = config.test_groups + config.validation_groups
         if config.by == "block":
@@ -302,28 +265,24 @@ class TileStore:
             width = 4 * self.size if config.block is None else config.block
             if width < self.size:
                 raise InputError(
-                    f"block {width} is smaller than a tile ({self.size} pixels): every "
-                    "tile would lie in several blocks; give a larger block"
+                    f"block {width} is smaller than a tile ({self.size} pixels): give a larger one"
                 )
             touched = [self._blocks(tile, width) for tile in self.tiles]
         else:
             known = {tile.group for tile in self.tiles}
-            unknown = [name for name in named if name not in known]
-            if unknown or len(set(named)) < len(named):
-                wrong = unknown or named
-                raise InputError(
-                    f"groups {', '.join(wrong)} are unknown or in two shares; the store has "
-                    f"{', '.join(sorted(known))}"
-                )
+            wrong = [name for name in named if name not in known or named.count(name) > 1]
+            if wrong:
+                found, names = ", ".join(wrong), ", ".join(sorted(known))
+                raise InputError(f"groups {found} are unknown or in two shares; it has {names}")
             touched = [{tile.group} for tile in self.tiles]
         share = _deal({block for blocks in touched if len(blocks) == 1 for block in blocks}, config)
         # A block without a whole tile decides nothing; any share is right for it.
         homes = [{share.get(block, "train") for block in blocks} for blocks in touched]
-        members = {
-            name: np.array([i for i, home in enumerate(homes) if home == {name}], np.int64)
-            for name in ("train", "validation", "test")
-        }
-        return Split(**members, dropped=sum(len(home) > 1 for home in homes))
+        home = np.array([names.pop() if len(names) == 1 else "dropped" for names in homes])
+        train, validate, tests = (
+            np.flatnonzero(home == s) for s in ("train", "validation", "test")
+        )
+        return Split(train, validate, tests, dropped=int((home == "dropped").sum()))
 
     def _blocks(self, tile: Tile, block: int) -> set[Any]:
         scene = self.scenes[tile.scene]
@@ -344,13 +303,11 @@ def _deal(blocks: set[Any], config: SplitConfig) -> dict[Any, str]:
     share |= dict.fromkeys(config.validation_groups, "validation")
     rest = sorted(blocks - share.keys())
     order = np.random.default_rng(derived_seed(config.seed, "split")).permutation(len(rest))
-    asked = {"test": config.test, "validation": config.validation}
-    if config.test_groups:
-        del asked["test"]
-    if config.validation_groups:
-        del asked["validation"]
+    test = 0 if config.test_groups else config.test
+    validation = 0 if config.validation_groups else config.validation
+    asked = {"test": test, "validation": validation}
     counts = {name: max(1, round(f * len(rest))) for name, f in asked.items() if f > 0}
-    for_train = sum(asked.values()) < 1
+    for_train = test + validation < 1
     while counts and sum(counts.values()) > max(len(rest) - for_train, 0):
         counts[max(counts, key=lambda name: counts[name])] -= 1
     names = [name for name, count in counts.items() for _ in range(count)]
