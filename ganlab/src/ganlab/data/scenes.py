@@ -65,8 +65,8 @@ class Grid:
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right and top in the CRS."""
-        corners = [self.transform * (x, y) for x in (0, self.width) for y in (0, self.height)]
-        xs, ys = zip(*corners, strict=True)
+        corners = product((0, self.width), (0, self.height))
+        xs, ys = zip(*(self.transform * corner for corner in corners), strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -85,10 +85,9 @@ class Scene:
     nodata: float | None
 
     def read(self, window: Window) -> tuple[Array, Bools]:
-        """Read a window, which may reach outside the raster (invalid there).
+        """``(C, h, w)`` pixels of a window, and ``(h, w)`` bool, True = measured.
 
-        Returns:
-            ``(C, h, w)`` in the scene's dtype, and ``(h, w)`` bool, True = measured.
+        The window may reach outside the raster; nothing is measured there.
 
         Raises:
             InputError: the file cannot be read, for example because it is cut short.
@@ -99,10 +98,9 @@ class Scene:
         height = min(window.row_off + window.height, self.grid.height) - top
         width = min(window.col_off + window.width, self.grid.width) - left
         if height > 0 and width > 0:
-            place = Window(left - window.col_off, top - window.row_off, width, height)
-            rows, columns = place.toslices()
-            pixels = self._read_inside(Window(left, top, width, height))
-            out[:, rows, columns], valid[rows, columns] = pixels
+            row, column = top - window.row_off, left - window.col_off
+            place = np.s_[row : row + height, column : column + width]
+            out[:, *place], valid[place] = self._read_inside(Window(left, top, width, height))
         return out, valid
 
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
@@ -185,10 +183,9 @@ def open_scene(
 
     Args:
         paths: one file, several joined by commas, or a sequence of files.
-        bands: which bands, by number (from 1, through all files) or by name: a description, a
-            colour, or the band that a file is named after (``B4``). If empty, all but alpha
-            bands. An alpha band that is asked for is an image band and no mask: GDAL marks the
-            fourth band of uint8 files so, whatever it holds.
+        bands: by number (from 1, through all files) or by name: a description, a colour, or the
+            band that a file is named after (``B4``). If empty, all but alpha. An alpha band that
+            is asked for is no mask: GDAL marks any fourth band of uint8 files so.
         nodata: value of missing pixels, for files that declare none.
         ungeoreferenced: accept files without a CRS.
 
@@ -200,13 +197,13 @@ def open_scene(
     first = opened[0]
     for other in opened[1:]:
         check_same_grid(first, other)
-        if (other.dtype, str(other.nodata)) != (first.dtype, str(first.nodata)):
+        mine, theirs = (f"{scene.dtype} with nodata {scene.nodata}" for scene in (first, other))
+        if mine != theirs:
             raise InputError(
-                f"{other.file} is {other.dtype} with nodata {other.nodata}, {first.file} is "
-                f"{first.dtype} with nodata {first.nodata}: stack only band files that agree"
+                f"{other.file} is {theirs}, {first.file} is {mine}: stack only files that agree"
             )
     everything = [band for scene in opened for band in scene.parts]
-    chosen = [] if bands else [band for band in everything if not band.alpha]
+    chosen = [band for band in everything if not band.alpha and not bands]
     for wanted in bands:
         found = [band for band in everything if band.name == wanted]
         if wanted.isdigit():
@@ -284,10 +281,8 @@ def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor:
     repair = shlex.join(map(str, ["gdalwarp", *options, "-r", method, *files]))
     if want.transform.b or want.transform.d or want.transform.e > 0:
         repair = f"gdalwarp {shlex.quote(reference.file)} north-up.tif (its grid is turned) first"
-    found = "; ".join(differences)
-    raise InputError(
-        f"{other.file} is not on the grid of {reference.file}: {found}. Repair: {repair}"
-    )
+    where = f"{other.file} is not on the grid of {reference.file}"
+    raise InputError(f"{where}: {'; '.join(differences)}. Repair: {repair}")
 
 
 def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> list[Window]:
@@ -309,11 +304,9 @@ def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> li
 
     def starts(extent: int) -> list[int]:
         inside = list(range(0, extent - size + 1, stride)) or [0]
-        if edges == "drop" or inside[-1] + size >= extent:
-            return inside
-        if edges == "shift":
-            return [*inside, extent - size]
-        return list(range(0, min(extent, extent - size + stride), stride))
+        last = extent - size if edges == "shift" else inside[-1] + stride
+        reached = edges == "drop" or inside[-1] + size >= extent or last >= extent
+        return inside if reached else [*inside, last]
 
     return [Window(x, y, size, size) for y in starts(height) for x in starts(width)]
 
@@ -326,11 +319,11 @@ def _open(path: str) -> Any:
 
 
 def _age(path: str) -> int:
-    """Part of the keys of caches, so that a changed file is read again."""
+    # A part of the caches' keys, so that a changed file is read again.
     return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _dataset(path: str, age: int, process: int, thread: int) -> Any:
     """An open dataset, kept for the next window; GDAL wants one for each process and thread."""
     return _open(path)

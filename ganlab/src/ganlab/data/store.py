@@ -165,10 +165,8 @@ class TileStore:
             scenes = {values["name"]: from_dict(StoredScene, values) for values in head["scenes"]}
             store = cls(path, sources, scenes, head["size"], tiles, head["shards"])
         except FileNotFoundError as error:
-            missing = Path(error.filename).name
-            raise InputError(
-                f"{path} is not a tile store: {missing} is missing; make one with `ganlab tile`"
-            ) from error
+            found = f"{Path(error.filename).name} is missing; make one with `ganlab tile`"
+            raise InputError(f"{path} is not a tile store: {found}") from error
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{path} is not a tile store, or damaged: {error!r}") from error
         if found != f"{FORMAT}, version {VERSION}":
@@ -203,10 +201,7 @@ class TileStore:
         return np.asarray(shard)
 
     def read(self, source: str, tiles: npt.ArrayLike) -> Array:
-        """Read tiles by number, in any order, repeated if asked for.
-
-        Returns:
-            ``(n, C, h, w)`` in the source's dtype; for source ``"valid"``, uint8, 0 or 1.
+        """Tiles by number, in any order: ``(n, C, h, w)``; source ``"valid"`` is uint8, 0 or 1.
 
         Raises:
             InputError: no such source or tile, or a damaged shard.
@@ -230,16 +225,12 @@ class TileStore:
         return len(self) * sum(source.nbytes(self.size) for source in self._all.values())
 
     def verify(self) -> None:
-        """Read everything and compare the checksums.
-
-        Raises:
-            InputError: names the first damaged tile and its shard.
-        """
+        """Read everything and compare the checksums; ``InputError`` names a damaged tile."""
         for tile in self.tiles:
             if checksum(self.read(name, tile.tile) for name in self._all) != tile.checksum:
-                place = f"tile {tile.tile} of scene {tile.scene} is damaged"
-                shard = f"shard {self._places[tile.tile][0]:05d}"
-                raise InputError(f"{self.path}: {place} ({shard}): tile the scenes again")
+                shard, _ = self._places[tile.tile]
+                found = f"tile {tile.tile} of scene {tile.scene} is damaged (shard {shard:05d})"
+                raise InputError(f"{self.path}: {found}: tile the scenes again")
 
     def split(self, config: SplitConfig) -> Split:
         """Share the tiles out so that no pixel of a scene is in two shares.
@@ -255,9 +246,7 @@ class TileStore:
         """
         test, validation = config.test, config.validation
         if min(test, validation) < 0 or test + validation > 1 + 1e-9:
-            raise InputError(
-                f"validation {validation} and test {test} must be shares that add up to at most 1"
-            )
+            raise InputError(f"validation {validation} and test {test} must be shares of 1")
         named = config.test_groups + config.validation_groups
         if config.by == "block":
             if named:
@@ -265,7 +254,7 @@ class TileStore:
             width = 4 * self.size if config.block is None else config.block
             if width < self.size:
                 raise InputError(
-                    f"block {width} is smaller than a tile ({self.size} pixels): give a larger one"
+                    f"block {width} is smaller than a tile ({self.size} pixels): enlarge"
                 )
             touched = [self._blocks(tile, width) for tile in self.tiles]
         else:
@@ -279,10 +268,8 @@ class TileStore:
         # A block without a whole tile decides nothing; any share is right for it.
         homes = [{share.get(block, "train") for block in blocks} for blocks in touched]
         home = np.array([names.pop() if len(names) == 1 else "dropped" for names in homes])
-        train, validate, tests = (
-            np.flatnonzero(home == s) for s in ("train", "validation", "test")
-        )
-        return Split(train, validate, tests, dropped=int((home == "dropped").sum()))
+        shares = {s: np.flatnonzero(home == s) for s in ("train", "validation", "test")}
+        return Split(**shares, dropped=int((home == "dropped").sum()))
 
     def _blocks(self, tile: Tile, block: int) -> set[Any]:
         scene = self.scenes[tile.scene]

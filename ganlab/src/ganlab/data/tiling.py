@@ -11,14 +11,13 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed, wait
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from affine import Affine
 from rasterio.windows import Window
 
 from ganlab.config import TilingConfig, to_dict
@@ -36,8 +35,7 @@ More = Mapping[str, tuple[Sequence[str], str]]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     """One shard: windows, each with its scene and one raster per source."""
 
     folder: Path
@@ -48,8 +46,7 @@ class _Job:
     minimum_valid: float
 
 
-@dataclass(frozen=True)
-class _Result:
+class _Result(NamedTuple):
     """What a job wrote: tiles not yet numbered, classes seen, and the scenes with any pixel."""
 
     tiles: list[Tile]
@@ -65,9 +62,9 @@ def tile(
 ) -> TileStore:
     """Cut scenes into a tile store.
 
-    The sources are ``"image"`` (``config.images``), ``"label"`` (``config.labels``) if there
-    are labels, and those of ``more``. Scaling takes the mean over the valid area of images and
-    the majority of labels; a pixel stays valid when half of its area is.
+    The sources are ``"image"``, ``"label"`` if there are labels, and those of ``more``. Scaling
+    takes the mean over the valid area of images and the majority of labels; a pixel stays valid
+    when half of its area is.
 
     Args:
         config: what to tile and how.
@@ -100,7 +97,8 @@ def tile(
         _finish(config, scenes, sources, results, partial)
         partial.rename(to)
     except OSError as error:
-        need = sum(len(job.windows) for job in jobs) * _tile_bytes(sources, config.size) / 1e6
+        tile_bytes = sum(source.nbytes(config.size) for source in (*sources, VALID))
+        need = tile_bytes * sum(len(job.windows) for job in jobs) / 1e6
         raise InputError(
             f"{to} cannot be written ({error}); nothing was left behind: a folder that can be "
             f"written and up to {need:.0f} MB of free disk are needed"
@@ -162,10 +160,6 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
     return scenes, tuple(sources.values())
 
 
-def _tile_bytes(sources: Sources, size: int) -> int:
-    return sum(source.nbytes(size) for source in (*sources, VALID))
-
-
 def _plan(config: TilingConfig, scenes: Scenes, sources: Sources, folder: Path) -> list[_Job]:
     stride = config.size if config.stride is None else config.stride
     cut = []
@@ -175,7 +169,7 @@ def _plan(config: TilingConfig, scenes: Scenes, sources: Sources, folder: Path) 
         except InputError as error:
             raise InputError(f"{rasters[0].file}: {error}") from None
         cut += [(scene, rasters, window) for window in found]
-    count = max(1, SHARD_BYTES // _tile_bytes(sources, config.size))
+    count = max(1, SHARD_BYTES // sum(s.nbytes(config.size) for s in (*sources, VALID)))
     shards = [cut[start : start + count] for start in range(0, len(cut), count)]
     options = (config.scale, config.minimum_valid)
     return [_Job(folder, i, sources, shard, *options) for i, shard in enumerate(shards)]
@@ -224,9 +218,8 @@ def _write_shard(job: _Job) -> _Result:
             for source, raster, values in zip(job.sources, rasters, pixels, strict=True):
                 if source.kind == "label":
                     result.classes[source.name] |= _classes(source, raster, values, valid[0])
-            row, column = window.row_off, window.col_off
-            corner = Affine(*scene.transform) * Affine.translation(column, row)
-            place = (row, column, size, size, tuple(corner)[:6])
+            corner = rasters[0].grid.scaled(job.scale).at(window)
+            place = (window.row_off, window.col_off, size, size, tuple(corner)[:6])
             result.tiles.append(Tile(0, scene.name, scene.group, *place, fraction, checksum(parts)))
     if result.tiles:
         for source, array in zip(sources, stored, strict=True):
@@ -243,22 +236,18 @@ def _classes(source: Source, raster: Scene, values: Array, valid: Array) -> set[
     measured = valid.repeat(source.factor, axis=0).repeat(source.factor, axis=1) > 0
     found = set(np.unique(values[:, measured]).tolist())
     if source.classes and not found <= set(source.classes):
-        unknown = ", ".join(map(str, sorted(found - set(source.classes))))
-        raise InputError(
-            f"{raster.file} holds class {unknown}; expected {', '.join(map(str, source.classes))}: "
-            "correct the label or declare its --classes"
-        )
+        odd, known = sorted(found - set(source.classes)), ", ".join(map(str, source.classes))
+        what = f"holds class {', '.join(map(str, odd))}; expected {known}"
+        raise InputError(f"{raster.file} {what}: correct the label or declare its --classes")
     return found
 
 
 def _read(scene: Scene, source: Source, window: Window, scale: float) -> tuple[Array, Array]:
     """A window of the scaled scene: ``(C, h, w)`` values and ``(h, w)`` valid."""
-    row, column, height, width = (
-        n * source.factor for n in (window.row_off, window.col_off, window.height, window.width)
-    )
+    row, column, size = (n * source.factor for n in (window.row_off, window.col_off, window.width))
     if scale == 1:
-        return scene.read(Window(column, row, width, height))
-    rows, columns = _cover(row, height, scale), _cover(column, width, scale)
+        return scene.read(Window(column, row, size, size))
+    rows, columns = _cover(row, size, scale), _cover(column, size, scale)
     top, left = int(rows[0][0][0]), int(columns[0][0][0])
     bottom, right = int(rows[-1][0][-1]) + 1, int(columns[-1][0][-1]) + 1
     values, valid = scene.read(Window(left, top, right - left, bottom - top))
