@@ -73,7 +73,9 @@ def test_many_stops_are_none(tiles, tmp_path, quick, tiny, same_runs):
     for step in (3, 4, 8, 12):
         resume(run, on_log=stop_at(step))
         assert checkpoints.latest(run / "checkpoints").name == checkpoints.name(step)
-    resume(run)
+    seen = []
+    resume(run, on_log=lambda step, values: seen.append(step))
+    assert seen == [13]  # from the newest checkpoint on, not from an older one
     same_runs(whole, run)
 
 
