@@ -50,7 +50,7 @@ def schedule(config: ScheduleConfig, step: int, steps: int) -> float:
     return 1.0 + (end - 1.0) * progress
 
 
-class FixedBalance:
+class FixedBalance(Balance):
     """Weights given beforehand, each times its schedule.
 
     Args:
