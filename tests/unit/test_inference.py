@@ -357,6 +357,12 @@ def test_windows_without_a_valid_pixel_are_left_out():
     assert [at for at, _ in done] == sorted({at for at, _ in done})
 
 
+def environment():
+    """In which a script finds this module, and the library where it is found here."""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -373,28 +379,27 @@ inference.SWATH, inference.CACHE_BYTES = 500, 2**22
 task = Mapped(RGB, RGB)
 inference.load_task = lambda *_, **__: task
 torch.set_num_threads(1)
-for name, width, height in (("s", 500, 500), ("t", 500, 8000), ("w", 8000, 500)):
-    config = ApplyConfig(Path("r"), scene(name, width, height), Path(name + ".tif"), window=256)
-    apply(config)
+for name, width, height in (("s", 500, 6000), ("t", 500, 24000), ("w", 24000, 500)):
+    where = {"scene": scene(name, width, height), "to": Path(name + ".tif")}
+    apply(ApplyConfig(Path("r"), **where, window=256, overlap=32))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_scene(tmp_path):
-    """The high-water mark of a process over one scene and two that are 16 times as large."""
-    here = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    """The high-water mark of a process over one scene and two that are four times as large."""
     out = subprocess.run(
         [sys.executable, "-c", MEMORY],
         cwd=tmp_path,
-        env=os.environ | here,
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     small, tall, wide = map(int, out.split())
-    # A large scene has 12 MB as it is stored, and 48 MB in float32.
-    assert tall - small < 8, out
-    assert wide - small < 8, out
+    # A large scene has 144 MB in float32. GDAL's copy warms up by some 30 MB and stays there.
+    assert tall - small < 48, out
+    assert wide - small < 48, out
 
 
 # Files
@@ -785,24 +790,23 @@ for limit in map(int, sys.argv[1:]):
     [
         # 1,573 kB, which noise with its overviews exceeds even compressed: either file can fail.
         ((512, 1024), (10_000, 900_000, 1_500_000, 1_600_000, 1_800_000)),
-        # 900 kB of pixels in 1,573 kB of blocks.
-        ((500, 600), (950_000, 1_300_000)),
+        # The first of these is what GDAL does not speak of.
+        ((1500, 2000), (100_000, 9_100_000)),
     ],
 )
 def test_a_disk_that_refuses_in_the_middle(tmp_path, shape, limits):
     """GDAL can lose what does not fit without a word; here the system really refuses it."""
     raster(tmp_path / "in.tif", noise((3, *shape)))
-    here = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     out = subprocess.run(
-        [sys.executable, "-c", LIMITED, *map(str, limits), "10000000"],
+        [sys.executable, "-c", LIMITED, *map(str, limits), "20000000"],
         cwd=tmp_path,
-        env=os.environ | here,
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     found = dict(line.split(" ", 1) for line in out.splitlines())
-    assert found.pop("10000000") == "True"
+    assert found.pop("20000000") == "True"
     assert set(found) == set(map(str, limits))
     assert set(found.values()) == {"InputError True"}, out
 
@@ -860,7 +864,7 @@ def test_dropout_noise_follows_the_seed_and_nothing_else():
         return whole(task, scene, window=32, overlap=8, **options)[0]
 
     first = made(seed=1)
-    assert np.array_equal(made(seed=1, batch_size=3, state=9), first)
+    assert np.array_equal(made(seed=1, batch_size=2, state=9), first)
     assert (made(seed=2) != first).mean() > 0.5
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -908,3 +912,16 @@ def test_bfloat16_is_close_and_not_equal(monkeypatch):
     assert np.array_equal(made("auto"), full) == (not torch.cuda.is_available())
     monkeypatch.setattr(inference, "decide_precision", lambda *_: "bf16")
     assert np.array_equal(made("auto"), half)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_the_model_is_taken_as_asked_for(tmp_path, monkeypatch, average):
+    asked = []
+
+    def load(run, **options):
+        asked.append((run, options))
+        return Mapped(RGB, RGB)
+
+    monkeypatch.setattr(inference, "load_task", load)
+    applied(tmp_path, raster(tmp_path / "in.tif", noise((3, 9, 9))), average=average, device="cpu")
+    assert asked == [(Path("run"), {"average": average, "device": "cpu"})]
