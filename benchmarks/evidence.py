@@ -31,7 +31,6 @@ from ganlab.config import (
     EvaluateConfig,
     PatchGANConfig,
     Pix2PixConfig,
-    SamplesConfig,
     SplitConfig,
     TilingConfig,
     ToytownConfig,
@@ -41,7 +40,7 @@ from ganlab.config import (
 )
 from ganlab.data import samples, tiling, toytown
 from ganlab.evaluation import evaluate
-from ganlab.training import train
+from ganlab.training import checkpoints, train
 from ganlab.training.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,11 +102,15 @@ def chapter_04() -> Iterator[Run]:
         "instance": norm("instance"),
         "lr10x": SMALL,
         "lr100x": SMALL,
+        "lr1000x": SMALL,
         "lr10x-batch": norm("batch"),
     }
-    rates = {"lr10x": 2e-3, "lr10x-batch": 2e-3, "lr100x": 2e-2}
+    rates = {"lr10x": 2e-3, "lr10x-batch": 2e-3, "lr100x": 2e-2, "lr1000x": 2e-1}
+    once = {"lambda25", *rates}  # one seed shows what happens; they support no comparison
     for seed in range(3):
         for setting, task in settings.items():
+            if seed > 0 and setting in once:
+                continue
             rate = rates.get(setting, 2e-4)
             training = dataclasses.replace(
                 TRAINING, seed=seed, generator_lr=rate, discriminator_lr=rate
@@ -115,7 +118,7 @@ def chapter_04() -> Iterator[Run]:
             # One sun lights the whole town: turned tiles would teach shadows on every side.
             one_sun = dataclasses.replace(training, augment=False)
             yield Run("04", "toytown", setting, task, one_sun)
-            if setting in ("l1", "l2", "gan", "lambda10"):
+            if setting in ("l1", "gan") or (seed == 0 and setting in ("l2", "lambda10")):
                 yield Run("04", "sentinel2", setting, task, training)
 
 
@@ -143,13 +146,13 @@ def chapter_04_gpu() -> Iterator[Run]:
 
 def tiles(data: str) -> Path:
     """The tile store of one data set, made at the first call."""
-    store = WORK / f"{data}-{_code('data')[:8]}"
+    store = WORK / f"{data}-tiles"
     if store.exists():
         return store
     scenes = WORK / f"{data}-scenes"
     shutil.rmtree(scenes, ignore_errors=True)
     if data == "sentinel2":
-        image, label = samples.write_samples(SamplesConfig(to=scenes))
+        image, label = samples.write_samples(scenes)
         config = TilingConfig(
             images=(str(image),),
             labels=(str(label),),
@@ -178,6 +181,8 @@ def make(run: Run) -> dict[str, Any]:
     begin = time.perf_counter()
     train(run.task, tiles(run.data), folder, run.training)
     trained = time.perf_counter() - begin
+    if not (folder / "checkpoints" / checkpoints.name(run.training.steps)).exists():
+        raise SystemExit(f"{run.name} was interrupted; nothing is stored of it")
     device = "cuda" if run.training.device == "cuda" else "cpu"
     measured = evaluate(EvaluateConfig(run=folder, split="test", device=device))
     result = {
