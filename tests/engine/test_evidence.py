@@ -1,0 +1,98 @@
+"""The stored results of the book: their verdicts once more, and one of them made again in part."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ganlab.training import train
+from ganlab.training.records import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "book" / "results"
+STORED = sorted(RESULTS.glob("*/*.json"))
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Any:
+    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["evidence"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def numbers(data: str, setting: str, metric: str, method: str = "model") -> list[float]:
+    """One number for each of three seeds."""
+    files = [RESULTS / "04" / f"{data}-{setting}-seed{seed}.json" for seed in range(3)]
+    return [json.loads(file.read_text())["rows"][method][metric] for file in files]
+
+
+def every(less: list[float], more: list[float]) -> bool:
+    """Whether one is less than the other for each seed: by chance, one in eight."""
+    return all(a < b for a, b in zip(less, more, strict=True))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_result_tells_where_it_comes_from_and_is_complete(path: Path, evidence: Any) -> None:
+    result = json.loads(path.read_text())
+    origin = result["provenance"]
+    assert {"task", "training", "code", "commit", "versions", "hardware", "seconds"} <= set(origin)
+    assert origin["training"]["steps"] == result["steps"] == result["curve"][-1]["step"]
+    assert origin["training"]["seed"] == result["seed"]
+    assert len(origin["code"]) == 64
+    assert result["tiles"] > 20
+
+
+def test_every_stored_result_belongs_to_a_run_of_the_script(evidence: Any) -> None:
+    runs = [*evidence.chapter_04(), *evidence.chapter_04_gpu()]
+    known = {run.path: run for run in runs}
+    assert len(STORED) >= 20
+    for path in STORED:
+        stored = json.loads(path.read_text())["provenance"]
+        assert stored["training"] == evidence.to_dict(known[path].training), path.name
+        assert stored["task"] == evidence.to_dict(known[path].task), path.name
+
+
+@pytest.mark.parametrize("data", ["toytown", "sentinel2"])
+def test_verdict_l1_alone_beats_the_median_colour_of_each_class(data: str) -> None:
+    assert every(numbers(data, "l1", "L1"), numbers(data, "l1", "L1", "class median"))
+
+
+@pytest.mark.parametrize("data", ["toytown", "sentinel2"])
+def test_verdict_the_opponent_costs_l1_and_gains_gradients(data: str) -> None:
+    assert every(numbers(data, "l1", "L1"), numbers(data, "gan", "L1"))
+    assert every(numbers(data, "gan", "gradient d."), numbers(data, "l1", "gradient d."))
+    assert every(
+        numbers(data, "gan", "gradient d."), numbers(data, "l1", "gradient d.", "class median")
+    )
+
+
+def test_verdict_less_weight_on_l1_leaves_more_to_the_opponent() -> None:
+    assert every(
+        numbers("toytown", "lambda10", "gradient d."), numbers("toytown", "gan", "gradient d.")
+    )
+    assert every(numbers("toytown", "gan", "L1"), numbers("toytown", "lambda10", "L1"))
+
+
+def test_a_rotating_sample_is_made_again(
+    evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fifty steps of one stored run, another one for each state of the library."""
+    known = {run.path: run for run in evidence.chapter_04()}
+    path = [p for p in STORED if p in known][
+        int(evidence._code(), 16) % len(known.keys() & set(STORED))
+    ]
+    run = known[path]
+    monkeypatch.setattr(evidence, "WORK", tmp_path)
+    training = dataclasses.replace(run.training, steps=50, sample_every=0)
+    folder = train(run.task, evidence.tiles(run.data), tmp_path / "run", training)
+    (made,) = read_metrics(folder)
+    stored = json.loads(path.read_text())["curve"][0]
+    assert made == pytest.approx(stored, rel=0.02), path.name
