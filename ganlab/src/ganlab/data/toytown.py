@@ -1,17 +1,16 @@
 """An invented town seen from the air: georeferenced scenes with exact labels, from a seed alone.
 
-Three maps grow together: colour, height and class. First come fields, water and streets on a
-bent street grid, then houses, trees and cars as small patches. At the end the sun, which stands
-at the same place in every scene, throws the shadows of the height map. So a network can learn
-shadows and the light on roofs from the labels, but never the colour of one roof.
+Three maps grow together: colour, height and class. First come fields, water and streets on a bent
+grid, then houses, trees and cars as small patches. Last, the sun, which is the same in every
+scene, throws the shadows of the height map. So a network can learn shadows and the light on roofs
+from the labels, but never the colour of one roof.
 
-Every number comes from ``ganlab.randomness``, curves are rounded to fractions of a millimetre,
-and pixels are made with exactly rounded operations only (+, -, *, /, square root), so that a
-seed gives the same pixels on any machine and with any version of numpy. Lengths are metres.
+Every number comes from ``ganlab.randomness``, curves are rounded, and pixels are made with exactly
+rounded operations only (+, -, *, /, square root), so that a seed gives the same pixels on any
+machine and with any version of numpy. Lengths are metres.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,26 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from rasterio.errors import RasterioError
 
 from ganlab.config import ToytownConfig
 from ganlab.errors import InputError
 from ganlab.randomness import uniforms
 
 Array = npt.NDArray[Any]
-Place = tuple[slice, slice]
-_ALL = (slice(None), slice(None))
-Rgb = tuple[int, int, int]
+Place = tuple[slice, ...]
+Names = Sequence[str]
 
 CLASSES = ("ground", "building", "road", "tree", "water")
 GROUND, BUILDING, ROAD, TREE, WATER = range(5)
 TO_SUN = (0.6, 0.8)
-"""Unit vector to the sun, (right, down) in the image: azimuth 143 degrees. The sun stands 45
-degrees high, so a shadow is as long as its object is high."""
+"""Unit vector to the sun, (right, down) in the image: azimuth 143 degrees, height 45 degrees."""
 SKY = (0.45, 0.49, 0.57)
 """What is left of red, green and blue in a shadow: the light of the sky."""
 CRS = "EPSG:32633"
 
 _HOMES, _SHOPS, _PARK, _WOOD, _FIELD, _MEADOW = range(6)
 _TREES = np.array([0.09, 0.03, 0.14, 1.0, 0.0015, 0.03])  # density by kind of land
-_LAND: list[list[Rgb]] = [[(108, 120, 80)], [(112, 122, 84)], [(102, 120, 74)], [(72, 82, 54)]]
+_LAND = [[(108, 120, 80)], [(112, 122, 84)], [(102, 120, 74)], [(72, 82, 54)]]
 _LAND += [[(188, 170, 124), (172, 156, 104), (110, 126, 74), (130, 142, 84), (138, 116, 94)]]
 _LAND[_FIELD] += [(152, 130, 106), (94, 114, 66), (160, 158, 112)]
 _LAND += [[(118, 132, 84), (132, 138, 92), (112, 126, 76)]]
@@ -55,28 +51,25 @@ _LEAVES = [(84, 104, 56), (73, 94, 53), (94, 108, 62), (66, 84, 53), (101, 110, 
 _NEEDLES = [(52, 71, 54), (57, 75, 53)]
 
 
-class _Dice:
+class _Dice(list[float]):
     """The random numbers of one object, used up one after the other."""
 
-    def __init__(self, numbers: list[float]) -> None:
-        self._numbers = iter(numbers)
-
     def between(self, low: float, high: float) -> float:
-        return low + (high - low) * next(self._numbers)
+        return low + (high - low) * self.pop(0)
 
     def chance(self, probability: float) -> bool:
-        return next(self._numbers) < probability
+        return self.pop(0) < probability
 
-    def pick(self, colours: Sequence[Rgb]) -> Array:
+    def pick(self, colours: Sequence[tuple[int, int, int]]) -> Array:
         """One of the colours, slightly changed: ``(3, 1, 1)``."""
         return _rgb(*colours[int(self.between(0, len(colours)))]) * self.between(0.92, 1.08)
 
 
-def _dice(seed: int, purpose: str, objects: npt.ArrayLike = 0, count: int = 8) -> list[_Dice]:
+def _dice(seed: int, purpose: str, objects: npt.ArrayLike = 0, count: int = 48) -> list[_Dice]:
     return [_Dice(row) for row in uniforms(seed, 0, objects, purpose, count).tolist()]
 
 
-def _rgb(red: int, green: int, blue: int) -> Array:
+def _rgb(red: float, green: float, blue: float) -> Array:
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
@@ -95,61 +88,45 @@ def _enlarge(grid: Array, factor: int, size: int, smooth: bool = False) -> Array
     return high.reshape(-1, size)[:size]
 
 
-def _noise(seed: int, size: int, cell: float) -> Array:
-    """Value noise in [-1, 1] with lumps of ``cell`` pixels: ``(size, size)``."""
-    cell = max(1, round(cell))
-    n = size // cell + 2
-    grid = uniforms(seed, 0, [cell], "noise", n * n).reshape(n, n).astype(np.float32) * 2 - 1
-    return _enlarge(grid, cell, size, smooth=True)
-
-
 class _Town:
     """The three maps of a scene, and two textures that objects use where they lie."""
 
     def __init__(self, seed: int, size: int, resolution: float) -> None:
         self.seed, self.size, self.resolution = seed, size, resolution
         self.extent = size * resolution
-        self.noise = {c: _noise(seed, size, c / resolution) for c in (0.5, 1.2, 4, 14, 50)}
+        self.noise = {}  # value noise in [-1, 1] by the size of its lumps
+        for metres in (0.5, 1.2, 4, 14, 50):
+            cell = max(1, round(metres / resolution))
+            n = size // cell + 2
+            grid = 2 * uniforms(seed, 0, cell, "noise", n * n).astype(np.float32).reshape(n, n) - 1
+            self.noise[metres] = _enlarge(grid, cell, size, smooth=True)
         self.fine = 0.6 * self.noise[0.5] + 0.6 * self.noise[1.2]
         self.coarse = 0.5 * self.noise[4] + 0.4 * self.noise[14] + 0.5 * self.noise[50]
         self.colour = np.zeros((3, size, size), np.float32)
         self.height = np.zeros((size, size), np.float32)
         self.labels = np.zeros((size, size), np.uint8)
+        self.middles = (np.arange(size) + 0.5) * resolution  # of the pixels
         y, x = np.mgrid[0 : size // 8 + 2, 0 : size // 8 + 2] * (8 * resolution)
-        self.z = x + 1j * y - (0.5 + 0.5j) * self.extent
-        """Right + 1j * down from the middle, for every eighth pixel."""
+        self.z = x + 1j * y - (0.5 + 0.5j) * self.extent  # every eighth pixel, from the middle
 
     def patch(self, x: float, y: float, radius: float) -> tuple[Place, Array, Array]:
-        """A square around (x, y), and the distances from there: dx ``(1, w)``, dy ``(h, 1)``."""
-        parts, distances = [], []
-        for centre in (y, x):
-            start = max(0, int((centre - radius) / self.resolution))
-            stop = max(start, min(self.size, int((centre + radius) / self.resolution) + 2))
-            parts.append(slice(start, stop))
-            distances.append((np.arange(start, stop) + 0.5) * self.resolution - centre)
-        dy, dx = (d.astype(np.float32) for d in distances)
-        return (parts[0], parts[1]), dx[None, :], dy[:, None]
+        """A square around (x, y), and the distances from there: dx ``(w,)``, dy ``(h, 1)``."""
+        ends = [[int((c + r) / self.resolution) for r in (-radius, radius)] for c in (y, x)]
+        rows, columns = (slice(max(0, start), stop + 2) for start, stop in ends)
+        dx, dy = self.middles[columns] - x, self.middles[rows] - y
+        return (rows, columns), dx.astype(np.float32), dy.astype(np.float32)[:, None]
 
     def paint(
-        self,
-        where: Array,
-        colour: npt.ArrayLike,
-        at: Place = _ALL,
-        height: npt.ArrayLike | None = None,
-        label: int | None = None,
+        self, where: Array, colour: Any, at: Place = (), height: Any = None, label: Any = None
     ) -> None:
-        """Change the three maps where a mask is true."""
-        np.copyto(self.colour[:, *at], colour, where=where)
-        if height is not None:
-            np.copyto(self.height[at], height, where=where)
-        if label is not None:
-            self.labels[at][where] = label
+        """Change the three maps, or their part ``at``, where a mask is true."""
+        maps = (self.colour[:, *at], colour), (self.height[at], height), (self.labels[at], label)
+        for pixels, values in maps:
+            if values is not None:
+                np.copyto(pixels, values, where=where)
 
     def plan(self) -> None:
-        """Bend a grid of streets over the scene, and say what lies between them.
-
-        The streets are lines of constant u or v; v = 0 is the main road and bends most.
-        """
+        """Bend a grid of streets: lines of constant u or v, the main road v = 0; plan its cells."""
         (dice,), extent = _dice(self.seed, "plan"), self.extent
         z = self.z * np.exp(1j * dice.between(-0.6, 0.6))
         bend = np.sin(z.real / (dice.between(0.13, 0.2) * extent + 25) + dice.between(0, 6.28))
@@ -169,10 +146,8 @@ class _Town:
         inside = np.select([second < 0.07, second < 0.13], [_PARK, _SHOPS], _HOMES)
         outside = np.select([second < 0.2, second < 0.4], [_WOOD, _MEADOW], _FIELD)
         self.kinds = np.where(far, outside, inside)
-        self.strips = [
-            sum((w > edge for edge in line), np.zeros(w.shape, np.int32))
-            for line, w in zip(self.lines, self.streets, strict=True)
-        ]
+        streets = zip(self.lines, self.streets, strict=True)
+        self.strips = [np.searchsorted(line, w) for line, w in streets]
         self.cell = self.strips[0] * len(v) + self.strips[1]
 
     def fields(self) -> None:
@@ -189,12 +164,9 @@ class _Town:
         tone *= 1 + deep.astype(np.float32).ravel()[cell] * furrow
         dry = 0.3 * self.fine + 0.4 * noise[4] + 0.4 * noise[14] + 0.6 * noise[50] - 0.2
         dry = np.clip(dry, 0, 0.6)
-        for band, straw in enumerate((0.22, 0.10, 0.04)):
-            table = np.zeros(kinds.shape, np.float32)
-            for kind, choices in enumerate(_LAND):
-                values = np.array(choices)[(picked * len(choices)).astype(int), band]
-                table[kinds == kind] = values[kinds == kind]
-            self.colour[band] = table.ravel()[cell] * tone * (1 + straw * dry)
+        lands = zip((_LAND[kind] for kind in kinds.flat), picked.flat, strict=True)
+        colours = np.array([land[int(pick * len(land))] for land, pick in lands], np.float32)
+        self.colour[:] = colours.T[:, cell] * tone * (1 + _rgb(0.22, 0.10, 0.04) * dry)
 
     def water(self) -> Array:
         """A river that winds past the middle, or a pond; returns the distance to the shore."""
@@ -217,27 +189,21 @@ class _Town:
 
     def roads(self, far: Array) -> None:
         """Streets are paved where the town is; elsewhere they are tracks between the fields."""
-        town = self.kinds <= _PARK
-        sides = []
+        town, sides = self.kinds <= _PARK, []
         for axis, (line, w) in enumerate(zip(self.lines, self.streets, strict=True)):
-            middles = (line[:-1] + line[1:]) / 2
-            near = sum((w > middle for middle in middles), np.zeros(w.shape, np.int32))
-            paved = town[:-1] | town[1:] if axis == 0 else (town[:, :-1] | town[:, 1:]).T
+            near, beside = np.searchsorted((line[:-1] + line[1:]) / 2, w), (town, town.T)[axis]
+            paved = beside[:-1] | beside[1:]
             paved &= uniforms(self.seed, axis, np.arange(len(line)), "gaps", paved.shape[1]) > 0.06
             paved[(line == 0) & (axis == 1)] = True
             main = (line[near] == 0) & (axis == 1)
             edge = np.abs(w - line[near]) - np.where(main, np.float32(4.3), np.float32(2.9))
-            passes = (far > 3) | main
-            sides.append((edge, paved[near, self.strips[1 - axis]], passes))
-        for edge, paved, passes in sides:
-            self.paint(
-                (edge < -1.3) & ~paved & passes, _rgb(150, 138, 112) * (1 + 0.07 * self.fine)
-            )
-        for edge, paved, passes in sides:
-            self.paint((edge < 1.7) & paved & passes, 158 + 5 * self.fine)
-        for edge, paved, passes in sides:
-            asphalt = 114 + 3 * self.fine + 8 * self.coarse
-            self.paint((edge < 0) & paved & passes, asphalt, label=ROAD)
+            sides.append((edge, paved[near, self.strips[1 - axis]], (far > 3) | main))
+        track = _rgb(150, 138, 112) * (1 + 0.07 * self.fine)
+        kerb, asphalt = 158 + 5 * self.fine, 114 + 3 * self.fine + 8 * self.coarse
+        layers = (-1.3, False, track, None), (1.7, True, kerb, None), (0.0, True, asphalt, ROAD)
+        for reach, firm, colour, label in layers:
+            for edge, paved, passes in sides:
+                self.paint((edge < reach) & (paved == firm) & passes, colour, label=label)
         (other, crossing, _), (edge, _, _) = sides
         dash = self.streets[0] / 7 - np.floor(self.streets[0] / 7) < 0.45
         marks = (edge < -4.14) & dash | (np.abs(edge + 0.4) < 0.14)
@@ -247,14 +213,12 @@ class _Town:
 
     def house(self, dice: _Dice, shop: bool, x: float, y: float, cos: float, sin: float) -> None:
         """A plot and its house, if there is room; (cos, sin) follows the street, b leaves it."""
-        long, wide = dice.between(5.5, 8), dice.between(4, 5.2)
-        if shop:
-            long, wide = 2.7 * long, 2.7 * wide
+        scale = 2.7 if shop else 1.0
+        long, wide = scale * dice.between(5.5, 8), scale * dice.between(4, 5.2)
         at, dx, dy = self.patch(x, y, 1.2 * long + 18)
         a, b, side = cos * dx + sin * dy, cos * dy - sin * dx, 1 if dice.chance(0.5) else -1
         labels, fine, coarse = self.labels[at], self.fine[at], self.coarse[at]
-        free = labels == GROUND
-        turned = dice.chance(0.3)  # the gable to the street
+        free, turned = labels == GROUND, dice.chance(0.3)  # turned: the gable to the street
         depth = long if turned else wide
         if not free[(np.abs(a) < long + 1) & (np.abs(b) < depth + 1)].all():
             return
@@ -269,8 +233,7 @@ class _Town:
             self.paint(free & (drive | terrace), dice.pick(_PAVING) * (1 + 0.04 * fine), at)
             hedge = (np.abs(a * side + long + 3.2) < 0.9 + 0.5 * fine) & (np.abs(b - 6) < 14)
             if dice.chance(0.4):
-                leaves = dice.pick(_LEAVES) * (0.9 + 0.25 * fine)
-                self.paint(free & hedge, leaves, at, 1.5, TREE)
+                self.paint(free & hedge, dice.pick(_LEAVES) * (0.9 + 0.25 * fine), at, 1.5, TREE)
             pool = np.maximum(np.abs(a + 2 * side) - 3.2, np.abs(b - depth - 9) - 1.9)
             if dice.chance(0.1) and (labels[pool < 0.8] == GROUND).all():
                 self.paint(pool < 0.8, 180, at)
@@ -280,13 +243,11 @@ class _Town:
         flat = shop or dice.chance(0.06)
         walls, pitch = dice.between(3.2, 6), 0.0 if flat else dice.between(0.5, 0.85)
         hip, wing = dice.chance(0.4), dice.chance(0.4)
-        rise, slope_a, slope_b = _roof(a, b, long, wide, pitch, hip)
+        roof = _roof(a, b, long, wide, pitch, hip)
         if wing:
-            beyond, aside = b - 0.6 * wide, side * a - long + 2.7
-            top, down_b, down_a = _roof(beyond, aside, 0.8 * wide, 2.7, pitch, hip)
-            slope_a = np.where(top > rise, side * down_a, slope_a)
-            slope_b = np.where(top > rise, down_b, slope_b)
-            rise = np.maximum(top, rise)
+            top = _roof(b - 0.6 * wide, side * a - long + 2.7, 0.8 * wide, 2.7, pitch, hip)
+            roof = np.where(top[0] > roof[0], [top[0], side * top[2], top[1]], roof)
+        rise, slope_a, slope_b = roof
         slope_x, slope_y = cos * slope_a - sin * slope_b, sin * slope_a + cos * slope_b
         lit = 1 - slope_x * TO_SUN[0] - slope_y * TO_SUN[1]
         lit = 0.36 + 0.64 * np.maximum(lit / np.sqrt(1 + slope_x**2 + slope_y**2), 0)
@@ -318,11 +279,10 @@ class _Town:
         at, dx, dy = self.patch(x, y, 3)
         a, b, half = cos * dx + sin * dy, cos * dy - sin * dx, dice.between(1.9, 2.4)
         body = (np.abs(a) < half) & (np.abs(b) < 0.9) & (self.labels[at] == ROAD)
-        if self.height[at][body].any():
-            return
-        colour = dice.pick(_CARS)
-        self.paint(body, colour, at, 1.4)
-        self.paint(body & (np.abs(np.abs(a + 0.3) - 1.1) < 0.3), colour * 0.35 + 22, at)
+        if not self.height[at][body].any():
+            colour, windows = dice.pick(_CARS), body & (np.abs(np.abs(a + 0.3) - 1.1) < 0.3)
+            self.paint(body, colour, at, 1.4)
+            self.paint(windows, colour * 0.35 + 22, at)
 
     def populate(self) -> None:
         """Try many places: the distance from the street decides what may stand there."""
@@ -332,32 +292,27 @@ class _Town:
         right = self.edge[row, (column + 1).clip(0, last)] - self.edge[row, (column - 1).clip(0)]
         down = self.edge[(row + 1).clip(0, last), column] - self.edge[(row - 1).clip(0), column]
         length = np.sqrt(right * right + down * down) + np.float32(1e-6)
-        x, y = (column + 0.5) * self.resolution, (row + 0.5) * self.resolution
+        x, y = self.middles[column], self.middles[row]
         places = np.stack([x, y, down / length, -right / length], 1).tolist()
         kind, lined = self.kinds.ravel()[cell], self.chance[..., 7].ravel()[cell] < 0.35
         beside, draw = self.paved[row, column], draws[:, 2]
         density = _TREES[kind] * np.clip(1 + 1.3 * self.coarse[row, column], 0.2, 3)
-
-        def chosen(purpose: str, mask: Array) -> Iterator[tuple[_Dice, list[float]]]:
-            found = np.flatnonzero(mask)
-            return zip(
-                _dice(self.seed, purpose, found, 48), (places[i] for i in found), strict=True
-            )
-
-        shops, homes = (kind == _SHOPS) & (np.abs(edge - 30) < 2), np.abs(edge - 12) < 1
-        for dice, place in chosen("shop", beside & shops & (draw < 0.3)):
-            self.house(dice, True, *place)
-        for dice, place in chosen("home", beside & homes & (draw < 0.3) & (kind == _HOMES)):
-            self.house(dice, False, *place)
-        parked, driving = np.abs(edge + 1) < 0.2, np.abs(edge + 2.6) < 0.3
-        for dice, place in chosen(
-            "car", beside & (parked & (draw < 0.25) | driving & (draw < 0.03))
-        ):
-            self.car(dice, *place)
+        shops = (kind == _SHOPS) & (np.abs(edge - 30) < 2) & (draw < 0.3)
+        homes = (kind == _HOMES) & (np.abs(edge - 12) < 1) & (draw < 0.3)
+        parked = (np.abs(edge + 1) < 0.2) & (draw < 0.25)
+        driving = (np.abs(edge + 2.6) < 0.3) & (draw < 0.03)
         rows = lined & (np.abs(edge - 2.6) < 0.3) & (draw < 0.25)
-        for i in np.flatnonzero(rows | (draw < 0.1 * density)):
-            if self.labels[row[i], column[i]] == GROUND:
-                self.tree(_dice(self.seed, "tree", i)[0], *places[i][:2])
+        objects = {"shop": beside & shops, "home": beside & homes}
+        objects |= {"car": beside & (parked | driving), "tree": rows | (draw < 0.1 * density)}
+        for purpose, mask in objects.items():
+            found = np.flatnonzero(mask)
+            for i, dice in zip(found, _dice(self.seed, purpose, found), strict=True):
+                if purpose == "car":
+                    self.car(dice, *places[i])
+                elif purpose != "tree":
+                    self.house(dice, purpose == "shop", *places[i])
+                elif self.labels[row[i], column[i]] == GROUND:
+                    self.tree(dice, *places[i][:2])
 
     def light(self) -> Array:
         """Cast the shadows, then blur as a lens does and add the noise of a sensor."""
@@ -369,8 +324,7 @@ class _Town:
             hidden = horizon[: len(ray), : ray.shape[1]]
             np.maximum(hidden, ray, out=hidden)
         shade = np.clip((horizon - tall - np.int16(15)).astype(np.float32) / 50, 0, 1)
-        sky = np.array(SKY, np.float32).reshape(3, 1, 1)
-        soft = 6 + np.float32(1.04) * self.colour * (1 - shade * (1 - sky))
+        soft: Array = 6 + np.float32(1.04) * self.colour * (1 - shade * (1 - _rgb(*SKY)))
         soft = np.pad(soft, ((0, 0), (1, 1), (1, 1)), "edge")
         soft = soft[:, :-2] + 2 * soft[:, 1:-1] + soft[:, 2:]
         soft = (soft[..., :-2] + 2 * soft[..., 1:-1] + soft[..., 2:]) / 16
@@ -381,28 +335,24 @@ class _Town:
         return np.clip(soft, 0, 255).astype(np.uint8)
 
 
-def _roof(
-    a: Array, b: Array, half_a: float, half_b: float, pitch: float, hip: bool
-) -> tuple[Array, ...]:
+def _roof(a: Array, b: Array, long: float, wide: float, pitch: float, hip: bool) -> Array:
     """Height above the eaves (negative: outside) and its slopes along a, the ridge, and b."""
-    along, across = half_a - np.abs(a) + 0 * b, half_b - np.abs(b) + 0 * a
+    along, across = long - np.abs(a) + 0 * b, wide - np.abs(b) + 0 * a
     end = (along < across) & hip
     rise = np.where((along > 0) & (across > 0), pitch * np.where(end, along, across), -99)
-    return rise, np.where(end, -pitch * np.sign(a), 0), np.where(end, 0, -pitch * np.sign(b))
+    slopes = np.where(end, -pitch * np.sign(a), 0), np.where(end, 0, -pitch * np.sign(b))
+    return np.stack([rise, *slopes])
 
 
 def town(size: int, seed: int, resolution: float = 0.3) -> tuple[Array, Array]:
     """Make one scene: a town between fields, with water, woods, and the same sun everywhere.
 
-    Args:
-        size: width and height in pixels, at least 64.
-        seed: same seed, same pixels.
-        resolution: ground size of a pixel in metres, 0.1 to 1.
+    ``size`` pixels (at least 64) wide and high, of ``resolution`` metres (0.1 to 1).
 
     Returns:
-        The image, ``(3, size, size)`` uint8 (red, green, blue), and its labels,
-        ``(1, size, size)`` uint8 (numbers of ``CLASSES``). Car parks and cars are road; paths,
-        drives and tracks are ground; pools are water; a tree covers what is below it.
+        Image ``(3, size, size)`` and labels ``(1, size, size)``, uint8: red, green, blue, and the
+        number in ``CLASSES``. Car parks and cars are road; paths, drives and tracks are ground;
+        pools are water; a tree covers what is below it.
 
     Raises:
         InputError: a value outside its range.
@@ -425,71 +375,58 @@ def _check(size: int, seed: int, resolution: float) -> None:
 
 
 def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
-    """Make scenes as tiled, compressed GeoTIFFs: ``town-NNN.tif`` and ``town-NNN-labels.tif``.
+    """Make scenes: pairs of GeoTIFFs ``town-NNN.tif`` and ``town-NNN-labels.tif``, returned.
 
-    NNN is the scene's seed, which also places the scene in UTM zone 33: other scenes lie
-    beside it, not on it.
-
-    Returns:
-        The pairs (image, labels) that were written.
+    NNN is the seed, which also places the scene in UTM zone 33, beside the others.
 
     Raises:
         InputError: a file exists already or cannot be written, or a value is outside its range.
     """
     if config.scenes < 1:
         raise InputError(f"toytown with scenes {config.scenes}: expected at least 1")
-    seeds = range(config.seed, config.seed + config.scenes)
-    names = [(f"town-{seed:03d}.tif", f"town-{seed:03d}-labels.tif") for seed in seeds]
-    pairs = [(config.to / image, config.to / labels) for image, labels in names]
+    to, seeds = config.to, range(config.seed, config.seed + config.scenes)
+    pairs = [(to / f"town-{i:03d}.tif", to / f"town-{i:03d}-labels.tif") for i in seeds]
     for path in (path for pair in pairs for path in pair):
         if path.exists():
             raise InputError(f"{path} exists already; remove it or give another folder or seed")
     _check(config.size, config.seed, config.resolution)
     try:
-        config.to.mkdir(parents=True, exist_ok=True)
+        to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{config.to} is no folder to write to: {error}") from error
+        raise InputError(f"{to} is no folder to write to: {error}") from error
     for seed, (image, labels) in zip(seeds, pairs, strict=True):
         rgb, classes = town(config.size, seed, config.resolution)
         width = config.size * config.resolution
         west, north = 400_000 + seed % 50 * width, 5_400_000 - seed // 50 % 50 * width
         grid = Affine(config.resolution, 0, west, 0, -config.resolution, north)
         write_geotiff(image, rgb, CRS, grid, ("red", "green", "blue"))
-        tags = {f"class_{i}": name for i, name in enumerate(CLASSES)}
-        write_geotiff(labels, classes, CRS, grid, ("class",), tags)
+        write_geotiff(labels, classes, CRS, grid, ("class",), CLASSES)
     return pairs
 
 
 def write_geotiff(
-    path: Path,
-    pixels: npt.NDArray[np.generic],
-    crs: Any,
-    transform: Affine,
-    bands: Sequence[str],
-    tags: dict[str, str] | None = None,
+    path: Path, pixels: Array, crs: Any, transform: Affine, bands: Names, classes: Names = ()
 ) -> None:
     """Write ``(C, h, w)`` pixels as a tiled, compressed GeoTIFF, beside its place, and rename.
+
+    Names of classes become the tags ``class_0``, ``class_1`` and so on.
 
     Raises:
         InputError: the file cannot be written.
     """
     count, height, width = pixels.shape
-    options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
-    options |= {"predictor": 2 if count > 1 else 1, "zlevel": 9, "interleave": "band"}
-    if count == 3 and pixels.dtype == np.uint8:
-        options["photometric"] = "RGB"
+    options = {"dtype": pixels.dtype, "crs": crs, "transform": transform, "interleave": "band"}
+    options |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    options |= {"predictor": 2 if count > 1 else 1, "zlevel": 9}
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(
-            part, "w", driver="GTiff", width=width, height=height, count=count,
-            dtype=pixels.dtype, crs=crs, transform=transform, **options,
-        ) as file:  # fmt: skip
+        with rasterio.open(part, "w", "GTiff", width, height, count, **options) as file:
             file.write(pixels)
             file.descriptions = tuple(bands)
-            file.update_tags(**(tags or {}))
-        os.replace(part, path)
-    except (OSError, RasterioError) as error:
+            file.update_tags(**{f"class_{i}": name for i, name in enumerate(classes)})
+        part.replace(path)
+    except (OSError, rasterio.errors.RasterioError) as error:
         raise InputError(f"{path} cannot be written: {error}") from error
     finally:
         if part.exists():
