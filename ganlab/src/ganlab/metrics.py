@@ -1,9 +1,9 @@
 """How good is an image? Pixelwise metrics, and texture statistics that need no correspondence.
 
-Everything runs on the device of its input without waiting for the host, counts valid pixels only
-(what stands under ``valid`` = 0 never matters, not even NaN), and returns NaN for a sample without
-a countable pixel: average with ``nanmean``. Images are ``(B, C, H, W)`` in any linear units;
-``valid`` and ``mask`` are ``(B, 1, H, W)``, and a pixel counts where both are 1.
+Images are ``(B, C, H, W)`` in any linear units; ``valid`` and ``mask`` are ``(B, 1, H, W)``, and a
+pixel counts where both are 1. What stands elsewhere never matters, not even NaN. A sample without
+a countable pixel gets NaN: average with ``nanmean``. Everything runs on the device of its input
+without waiting for the host.
 
 L1, PSNR and SSIM compare pixel with pixel, and so prefer a blurred image to a sharp one that is
 slightly displaced. Spectrum and gradient histogram ask instead whether the texture is as rich as in
@@ -33,53 +33,27 @@ def l1(image: Tensor, truth: Tensor, valid: Tensor, mask: Tensor | None = None) 
 
 
 def psnr(
-    image: Tensor,
-    truth: Tensor,
-    valid: Tensor,
-    mask: Tensor | None = None,
-    *,
-    data_range: float,
+    image: Tensor, truth: Tensor, valid: Tensor, mask: Tensor | None = None, *, data_range: float
 ) -> Tensor:
     """Peak signal-to-noise ratio in decibel, ``10 log10(data_range**2 / mean square)``: ``(B,)``.
 
-    Args:
-        image: ``(B, C, H, W)``.
-        truth: ``(B, C, H, W)``.
-        valid: ``(B, 1, H, W)``, 1 = measured.
-        mask: ``(B, 1, H, W)``, 1 = to be counted; all pixels if None.
-        data_range: largest minus smallest possible value, 2 for images in [-1, 1].
-
-    Returns:
-        ``(B,)``, infinite for equal images.
+    Infinite for equal images. Arguments as in ``l1``; ``data_range`` is the largest minus the
+    smallest possible value, 2 for images in [-1, 1].
     """
     square = _mean((_wide(image) - _wide(truth)).square(), _counted(valid, mask))
     return 10 * torch.log10(data_range**2 / square)
 
 
 def ssim(
-    image: Tensor,
-    truth: Tensor,
-    valid: Tensor,
-    mask: Tensor | None = None,
-    *,
-    data_range: float,
+    image: Tensor, truth: Tensor, valid: Tensor, mask: Tensor | None = None, *, data_range: float
 ) -> Tensor:
     """Structural similarity (Wang et al. 2004, eq. 13), mean over windows and bands: ``(B,)``.
 
-    The windows are Gaussian, 11 x 11 pixels with sigma 1.5, one around every pixel of the image
-    reflected at its borders, as in torchmetrics. Pixels that do not count have weight 0 and the
-    other weights of the window are scaled to sum 1, so SSIM in a hole never sees the known pixels
-    around it. A window takes part if its counted pixels hold at least half of its weight.
-
-    Args:
-        image: ``(B, C, H, W)``, at least 11 x 11 pixels.
-        truth: ``(B, C, H, W)``.
-        valid: ``(B, 1, H, W)``, 1 = measured.
-        mask: ``(B, 1, H, W)``, 1 = to be counted; all pixels if None.
-        data_range: largest minus smallest possible value, 2 for images in [-1, 1].
-
-    Returns:
-        ``(B,)`` in [-1, 1], 1 for equal images.
+    In [-1, 1], 1 for equal images; arguments as in ``psnr``. The windows are Gaussian, 11 x 11
+    pixels with sigma 1.5, one around every pixel of the image reflected at its borders, as in
+    torchmetrics. Pixels that do not count have weight 0 and the other weights of the window are
+    scaled to sum 1, so SSIM in a hole never sees the known pixels around it. A window takes part
+    if its counted pixels hold at least half of its weight.
 
     Raises:
         InputError: the images are smaller than a window.
@@ -107,15 +81,11 @@ def spectrum(image: Tensor, valid: Tensor, bins: int = 16) -> Tensor:
     Invalid pixels take the mean of the valid ones, the mean is taken off, and a Hann window keeps
     the image's border out of the spectrum. Power is divided by the sum of the squared window
     over valid pixels, so white noise of variance v has power v in every bin, whatever is invalid.
-
-    Args:
-        image: ``(B, C, H, W)``, at least ``2 * bins`` pixels wide and high.
-        valid: ``(B, 1, H, W)``, 1 = measured.
-        bins: rings of equal width from frequency 0 (left out) to sqrt(1/2) cycles per pixel, the
-            finest checkerboard.
+    The bins are rings of equal width from frequency 0 (left out) to sqrt(1/2) cycles per pixel, the
+    finest checkerboard.
 
     Raises:
-        InputError: the image is too small for so many bins.
+        InputError: the image has fewer than ``2 * bins`` rows or columns.
     """
     height, width = image.shape[2:]
     if min(height, width) < 2 * bins:
@@ -144,14 +114,9 @@ def spectrum(image: Tensor, valid: Tensor, bins: int = 16) -> Tensor:
 def spectrum_distance(a: Tensor, b: Tensor, floor: float = 1e-7) -> Tensor:
     """Mean absolute difference of two spectra over bins and bands, in decibel.
 
-    Args:
-        a: ``(..., C, bins)`` from ``spectrum``, of single images or averaged over many.
-        b: the same of the truth.
-        floor: power that does not matter, added to both; the default is below the rounding of
-            8-bit images in [-1, 1] (5e-6).
-
-    Returns:
-        ``(...)``, 0 for equal spectra. 3 dB is a factor of two in power.
+    The spectra are ``(..., C, bins)``, of single images or averaged over many, and give ``(...)``:
+    0 for equal spectra, 3 dB for a factor of two in power. ``floor`` is power that does not matter,
+    added to both; the default is below the rounding of 8-bit images in [-1, 1] (5e-6).
     """
     ratio = torch.log10((a + floor) / (b + floor))
     return 10 * ratio.abs().mean((-2, -1))
@@ -161,13 +126,8 @@ def gradient_histogram(image: Tensor, valid: Tensor, bins: int = 64, limit: floa
     """How often gradients of each magnitude occur, for every band: ``(B, C, bins)`` int64 counts.
 
     The gradient is the difference to the right and to the lower neighbour, and counts where all
-    three pixels are valid.
-
-    Args:
-        image: ``(B, C, H, W)``.
-        valid: ``(B, 1, H, W)``, 1 = measured.
-        bins: bins of equal width; the last one takes all above ``limit``, and NaN, too.
-        limit: upper edge of the last bin, in units of the image per pixel.
+    three pixels are valid. The bins are of equal width up to ``limit``, in units of the image per
+    pixel; the last one takes all above, and NaN, too.
     """
     counted = valid > 0.5
     x = _wide(image).masked_fill(~counted, 0.0)
@@ -187,13 +147,8 @@ def gradient_distance(a: Tensor, b: Tensor, limit: float = 1.0) -> Tensor:
     In one dimension it is the area between the two cumulative distributions (Vallender 1974): the
     mean change of gradient, in units of the image per pixel, that turns one into the other.
 
-    Args:
-        a: ``(..., C, bins)`` from ``gradient_histogram``, of single images or added over many.
-        b: the same of the truth.
-        limit: that of the histograms.
-
-    Returns:
-        ``(...)``, 0 for equal distributions.
+    The histograms are ``(..., C, bins)`` up to ``limit``, of single images or added over many, and
+    give ``(...)``, 0 for equal distributions.
     """
     shares = [counts / counts.sum(-1, keepdim=True) for counts in (a, b)]
     apart = (shares[0] - shares[1]).cumsum(-1).abs()
@@ -216,10 +171,7 @@ class Texture:
         """Power ``(C, bins)``, gradient counts ``(C, bins)``, tiles; they add over processes."""
 
     def update(self, image: Tensor, valid: Tensor) -> None:
-        """Add tiles ``(B, C, H, W)`` with their ``(B, 1, H, W)`` valid masks.
-
-        Tiles without a valid pixel add nothing.
-        """
+        """Add tiles; those without a valid pixel add nothing."""
         power = spectrum(image, valid).nansum(0)
         gradients = gradient_histogram(image, valid).sum(0)
         news = [power, gradients, (valid > 0.5).flatten(1).any(1).sum()]
