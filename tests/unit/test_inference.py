@@ -1,7 +1,6 @@
 """Whole scenes: windows that leave no trace, and files that lie where their input lies."""
 
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.transform import from_origin
-from rasterio.windows import Window  # noqa: F401 - for the scripts below
+from rasterio.windows import Window
 from torch import nn
 
 from ganlab import inference
@@ -620,7 +619,7 @@ def test_vector_labels(tmp_path, run_of):
     with pytest.raises(InputError, match="--bands 1 2: this model starts from labels"):
         applied(tmp_path, vector, like=image, bands=("1", "2"), overwrite=True)
     run_of(Mapped(RGB, RGB))
-    with pytest.raises(InputError, match=r"houses\.geojson is a vector file.*image of 3 bands"):
+    with pytest.raises(InputError, match=r"houses\.geojson is a vector file.*starts from 3 bands"):
         applied(tmp_path, vector, like=image, overwrite=True)
     for wrong in ({"like": image}, {"attribute": "kind"}):
         with pytest.raises(InputError, match=r"image\.tif is a raster"):
@@ -736,7 +735,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, run_of):
     assert left(tmp_path) == ["in.tif", "out"]
 
 
-@pytest.mark.parametrize("when", ["before", "write", "copy", "silent", "replace", "interrupt"])
+@pytest.mark.parametrize("when", ["write", "copy", "silent", "replace", "interrupt"])
 def test_a_full_disk_leaves_what_stood_there(tmp_path, run_of, monkeypatch, when):
     scene = raster(tmp_path / "in.tif", noise((3, 200, 300)))
     run_of(Mapped(RGB, RGB))
@@ -748,14 +747,15 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path, run_of, monkeypatch, when
             raise KeyboardInterrupt
         raise OSError(28, "No space left on device")
 
-    if when == "before":
-        usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    elif when == "silent":
-        cut = inference._checksums
-        monkeypatch.setattr(
-            inference, "_checksums", lambda p: [0, 0, 0] if "cog" in p.name else cut(p)
-        )
+    if when == "silent":
+        copy = rasterio.shutil.copy
+
+        def lossy(plain, final, *args, **options):
+            with rasterio.open(plain, "r+") as file:
+                file.write(np.zeros((3, 1, 1), np.uint8), window=Window(299, 199, 1, 1))
+            copy(plain, final, *args, **options)
+
+        monkeypatch.setattr(rasterio.shutil, "copy", lossy)
     else:
         where = {"copy": (rasterio.shutil, "copy"), "replace": (os, "replace")}
         monkeypatch.setattr(*where.get(when, (inference._Output, "write")), full)
@@ -891,10 +891,8 @@ def test_batch_statistics_are_those_of_one_window(tmp_path, run_of):
             return file.read()
 
     usual = made(pix2pix("batch"))
-    with pytest.warns(UserWarning, match="every window is normalized by itself"):
-        single = made(pix2pix("batch"), batch_statistics=True, batch_size=1)
-    with pytest.warns(UserWarning, match="every window is normalized by itself"):
-        several = made(pix2pix("batch"), batch_statistics=True, batch_size=4)
+    single = made(pix2pix("batch"), batch_statistics=True, batch_size=1)
+    several = made(pix2pix("batch"), batch_statistics=True, batch_size=4)
     assert np.array_equal(single, several)
     assert (single != usual).mean() > 0.5
     with pytest.raises(InputError, match="has no batch norm"):

@@ -10,27 +10,26 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
 import rasterio.shutil
 import torch
+from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ganlab.config import ApplyConfig
-from ganlab.data.scenes import VECTORS, Grid, Scene, open_labels, open_scene
+from ganlab.data.scenes import VECTORS, Array, Bools, Grid, Scene, open_labels, open_scene
+from ganlab.data.store import Source
 from ganlab.errors import InputError
 from ganlab.randomness import derived_seed
-from ganlab.tasks.base import Field, Task
+from ganlab.tasks.base import Task
 from ganlab.training.runs import autocast, decide_precision, load_task
 
 SWATH = 8192
@@ -38,23 +37,19 @@ SWATH = 8192
 UNLIKE = 0.05
 """Share of pixels far outside the training's range above which ``apply`` warns."""
 CACHE_BYTES = 128 * 2**20
-BLOCK = 512
 COLOURS = ("red", "green", "blue")
 
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Span:
-    """One window along one axis."""
+    """One window along one axis; its weight rises from 0 to 1 on a ramp and falls on another."""
 
     start: int
     stop: int
-    ramp_in: tuple[int, int] | None
-    """Where its weight rises from 0 to 1: the middle half of the overlap with its forerunner."""
-    ramp_out: tuple[int, int] | None
+    ramp_in: tuple[int, int]
+    ramp_out: tuple[int, int]
 
     @property
     def size(self) -> int:
@@ -64,21 +59,18 @@ class Span:
     def weights(self) -> Tensor:
         """Weight of each pixel, float64; those of all spans of an axis add up to 1 everywhere."""
         at = torch.arange(self.start, self.stop, dtype=torch.float64) + 0.5
-        weight = torch.ones_like(at)
-        if self.ramp_in:
-            low, high = self.ramp_in
-            weight = ((at - low) / (high - low)).clamp(0, 1)
-        if self.ramp_out:
-            low, high = self.ramp_out
-            weight = weight.minimum(1 - ((at - low) / (high - low)).clamp(0, 1))
-        return weight
+        # A ramp of no width is a step between two pixels: infinite, then clamped.
+        rise, fall = (
+            ((at - low) / (high - low)).clamp(0, 1) for low, high in (self.ramp_in, self.ramp_out)
+        )
+        return rise.minimum(1 - fall)
 
 
 def spans(length: int, window: int, overlap: int, stride: int) -> list[Span]:
-    """Windows along an axis of ``length`` pixels.
+    """Windows along an axis of ``length`` pixels, the last one cut.
 
     Starts are multiples of ``stride``. The overlap is rounded up to it and never more than half
-    a window, for which the window grows where it must. The last window is cut.
+    a window, for which the window grows where it must; its middle half is the ramp.
 
     Raises:
         InputError: the window is empty or the overlap negative.
@@ -87,25 +79,17 @@ def spans(length: int, window: int, overlap: int, stride: int) -> list[Span]:
         raise InputError(f"window {window} and overlap {overlap}: expected at least 1 and 0 pixels")
     shared = -(-overlap // stride) * stride
     step = max((window - shared) // stride * stride, shared, stride)
-    window = step + shared
-    starts = [0]
-    while starts[-1] + window < length:
-        starts.append(starts[-1] + step)
-    ramps = [(start + shared // 4, start + shared - shared // 4) for start in starts[1:]]
-    if shared == 0:
-        return [Span(start, min(start + window, length), None, None) for start in starts]
-    return [
-        Span(start, min(start + window, length), before, after)
-        for start, before, after in zip(starts, [None, *ramps], [*ramps, None], strict=True)
-    ]
+    starts = [0, *range(step, length - shared, step)]
+    inner = [(start + shared // 4, start + shared - shared // 4) for start in starts[1:]]
+    ramps = pairwise([(0, 0), *inner, (length, length)])
+    stops = [min(start + step + shared, length) for start in starts]
+    return [Span(a, b, *pair) for a, b, pair in zip(starts, stops, ramps, strict=True)]
 
 
 def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     """Run a trained model over a whole scene and write its outputs as cloud-optimized GeoTIFFs.
 
-    Args:
-        config: see :class:`ganlab.config.ApplyConfig`.
-        progress: called with (windows done, windows in all).
+    ``progress`` is called with (windows done, windows in all).
 
     Returns:
         The written files: ``config.to`` for the first output, ``<stem>-<name>`` for others.
@@ -115,10 +99,14 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     """
     task = load_task(config.run, average=config.average, device=config.device)
     if config.batch_statistics:
-        _use_batch_statistics(task)
-    scene = _open_input(config, task.inputs[0])
+        layers = [layer for layer in task.generator.modules() if isinstance(layer, nn.BatchNorm2d)]
+        if not layers:
+            raise InputError("--batch-statistics: this model has no batch norm; leave it out")
+        for layer in layers:
+            layer.train()
+    scene = _open_input(config, task.inputs[0].source)
     grid, to = scene.grid.scaled(task.scale), config.to
-    others = [to.with_name(f"{to.stem}-{field.name}{to.suffix}") for field in task.outputs[1:]]
+    others = (to.with_name(f"{to.stem}-{field.name}{to.suffix}") for field in task.outputs[1:])
     targets = [to, *others]
     for path in targets:
         _check_target(path, scene, config.overwrite)
@@ -132,21 +120,27 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         seed=config.seed,
         progress=progress,
     )
-    needed = sum(_nbytes(field, grid) for field in task.outputs)
+    folder = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process may have left it
+    environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True)
     try:
-        with _workplace(to, needed) as folder, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _quiet():
-            outputs = [_Output(folder, field, grid) for field in task.outputs]
+        folder.mkdir(parents=True)
+        with environment, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # no CRS was asked for
+            outputs = [_Output(folder, field.source, grid) for field in task.outputs]
             for block, valid, stored in blocks:
                 for output in outputs:
-                    output.write(block, valid, stored[output.field.name])
+                    output.write(block, valid, stored[output.source.name])
             finished = [output.finish() for output in outputs]
-            for path, target in zip(finished, targets, strict=True):
-                os.replace(path, target)
+        for path, target in zip(finished, targets, strict=True):
+            os.replace(path, target)
     except (OSError, RasterioError) as error:
         raise InputError(
-            f"{to} cannot be written ({error.__cause__ or error}): a folder that can be written "
-            f"and up to {2 * needed / 1e6:.0f} MB of free disk are needed; nothing was changed"
+            f"{to} cannot be written ({error.__cause__ or error}): expected a folder that can be "
+            "written and a disk with room for it twice; nothing was changed"
         ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return targets
 
 
@@ -163,15 +157,8 @@ def generate_scene(
 ) -> Iterator[tuple[Window, Bools, dict[str, Array]]]:
     """Blocks of the output that tile the scene, from top to bottom within each swath.
 
-    Args:
-        task: as ``load_task`` gives it.
-        scene: its input.
-        window: width of the windows in pixels of the scene; see :func:`spans`.
-        overlap: pixels that neighbouring windows share.
-        batch_size: windows at a time.
-        precision: fp32, bf16, fp16 or auto.
-        seed: of the dropout noise, where the task keeps it.
-        progress: called with (windows done, windows in all).
+    The task is as ``load_task`` gives it; the options are those of
+    :class:`ganlab.config.ApplyConfig`, and ``progress`` gets (windows done, windows in all).
 
     Yields:
         Output window, its valid mask ``(h, w)``, and ``(C, h, w)`` in stored units for each output.
@@ -182,17 +169,16 @@ def generate_scene(
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: expected at least 1")
     grid, scale = scene.grid, task.scale
-    rows = spans(grid.height, window, overlap, task.stride)
-    columns = spans(grid.width, window, overlap, task.stride)
+    rows, columns = (spans(n, window, overlap, task.stride) for n in (grid.height, grid.width))
     finals = [*(row.start for row in rows[1:]), grid.height]
     swaths = list(_swaths(columns, grid.width))
     done, total = 0, len(rows) * sum(len(members) for members, _, _ in swaths)
-    network = _Network(task, scene, precision, seed)
+    field, far, measured = task.inputs[0], 0.0, 0
     for members, left, right in swaths:
         canvas = _Canvas(task, rows[0].size, members[0].start, members[-1].stop)
         for row, final in zip(rows, finals, strict=True):
             for group in _groups(members, 1 if task.noise else batch_size):
-                for column, made in network.generate(row, group):
+                for column, made in _generate(task, scene, row, group, precision, seed):
                     canvas.add(row, column, made)
                 done += len(group)
                 if progress:
@@ -200,63 +186,42 @@ def generate_scene(
             block = Window(left, row.start, right - left, final - row.start)
             stored, valid = scene.read(block)
             ready = canvas.take(block.height, left, right)
-            composed = task.compose({task.inputs[0].name: stored[None]}, ready)
-            yield (
-                Window(*(scale * value for value in block.flatten())),
-                valid.repeat(scale, 0).repeat(scale, 1),
-                {name: array[0] for name, array in composed.items()},
-            )
-    network.warn()
+            composed = task.compose({field.name: stored[None]}, ready)
+            place = Window(*(scale * value for value in block.flatten()))
+            stored_units = {name: array[0] for name, array in composed.items()}
+            yield place, valid.repeat(scale, 0).repeat(scale, 1), stored_units
+            if field.scaling is not None:  # every eighth row is enough to judge by
+                values = torch.from_numpy(stored[None, :, ::8].astype(np.float32))
+                known = torch.from_numpy(valid[None, None, ::8])
+                far += float(field.scaling.outside(values, known) * known.sum())
+                measured += int(known.sum())
+    if far > UNLIKE * measured:
+        share = f"{far / measured:.0%} of the valid pixels of {scene.file} lie far outside the"
+        warnings.warn(f"{share} range of the training: other sensor, units or bands?", stacklevel=2)
 
 
-class _Network:
-    """The task on windows of one scene; counts how much of it is unlike the training."""
-
-    def __init__(self, task: Task, scene: Scene, precision: str, seed: int) -> None:
-        self.task, self.scene, self.seed = task, scene, seed
-        self.device = next(task.parameters()).device
-        self.precision = decide_precision(precision, self.device)
-        self.far = self.measured = 0.0
-
-    def generate(self, row: Span, columns: list[Span]) -> Iterator[tuple[Span, dict[str, Tensor]]]:
-        """The outputs of windows of one size, on the CPU; windows without a pixel have none."""
-        task, field = self.task, self.task.inputs[0]
-        reads = [self.scene.read(Window(c.start, row.start, c.size, row.size)) for c in columns]
-        kept = [i for i, (_, mask) in enumerate(reads) if mask.any()]
-        if not kept:
-            return
-        stored = np.stack([reads[i][0] for i in kept])
-        valid = np.stack([reads[i][1] for i in kept])[:, None]
-        try:
-            batch = task.encode({field.name: stored}, valid, self.device)
-        except InputError as error:
-            raise InputError(f"{self.scene.file}: {error}") from None
-        if field.scaling is not None:
-            values, mask = torch.from_numpy(stored.astype(np.float32)), torch.from_numpy(valid)
-            self.far += float(field.scaling.outside(values, mask)) * valid.sum()
-            self.measured += valid.sum()
-        seed = derived_seed(self.seed, row.start, columns[0].start, "noise")
-        with autocast(self.device, self.precision):
-            made = task.sample(batch, seed)
-        out = {field.name: made[field.name].cpu() for field in task.outputs}
-        for place, i in enumerate(kept):
-            yield columns[i], {name: values[place] for name, values in out.items()}
-
-    def warn(self) -> None:
-        share = self.far / max(self.measured, 1)
-        if share > UNLIKE:
-            warnings.warn(
-                f"{share:.0%} of the valid pixels of {self.scene.file} lie far outside the range "
-                "that the model was trained on: other sensor, units or bands?",
-                stacklevel=3,
-            )
+def _generate(
+    task: Task, scene: Scene, row: Span, columns: list[Span], precision: str, seed: int
+) -> Iterator[tuple[Span, dict[str, Tensor]]]:
+    """The outputs of windows of one size, on the CPU; windows without a pixel have none."""
+    reads = {c: scene.read(Window(c.start, row.start, c.size, row.size)) for c in columns}
+    reads = {column: read for column, read in reads.items() if read[1].any()}
+    if not reads:
+        return
+    stored, valid = map(np.stack, zip(*reads.values(), strict=True))
+    device = next(task.parameters()).device
+    try:
+        batch = task.encode({task.inputs[0].name: stored}, valid[:, None], device)
+    except InputError as error:
+        raise InputError(f"{scene.file}: {error}") from None
+    with autocast(device, decide_precision(precision, device)):
+        made = task.sample(batch, derived_seed(seed, row.start, columns[0].start, "noise"))
+    for i, column in enumerate(reads):
+        yield column, {field.name: made[field.name][i].cpu() for field in task.outputs}
 
 
 class _Canvas:
-    """Weighted sums of windows over one swath, for the rows that are not final yet.
-
-    Sizes and places are in pixels of the scene; the sums are ``task.scale`` times as fine.
-    """
+    """Weighted sums of a swath's windows in rows not yet final, ``task.scale`` times as fine."""
 
     def __init__(self, task: Task, height: int, left: int, right: int) -> None:
         self.left, self.scale = left, task.scale
@@ -278,7 +243,7 @@ class _Canvas:
         count, ready = height * self.scale, {}
         for name, sums in self.sums.items():
             ready[name] = sums[None, :, :count, self._columns(left, right)]
-            self.sums[name] = F.pad(sums[:, count:], (0, 0, 0, count))
+            self.sums[name] = nn.functional.pad(sums[:, count:], (0, 0, 0, count))
         return ready
 
     def _columns(self, left: int, right: int) -> slice:
@@ -288,111 +253,79 @@ class _Canvas:
 class _Output:
     """One output: a plain tiled GeoTIFF while it grows, then copied to a cloud-optimized one."""
 
-    def __init__(self, folder: Path, field: Field, grid: Grid) -> None:
-        source = field.source
-        self.field, self.nbytes, self.masked = field, _nbytes(field, grid), False
-        self.nodata = source.nodata if _holds(source.dtype, source.nodata) else None
-        self.plain, self.final = folder / f"{field.name}.tif", folder / f"{field.name}-cog.tif"
+    def __init__(self, folder: Path, source: Source, grid: Grid) -> None:
+        self.source, self.masked, self.total = source, False, 0
+        nodata, dtype = source.nodata, source.dtype
+        self.nodata = nodata if nodata is not None and in_dtype_range(nodata, dtype) else None
+        self.plain, self.final = folder / f"{source.name}.tif", folder / f"{source.name}-cog.tif"
         bands = ("class",) if source.kind == "label" else source.bands
-        self.file = rasterio.open(
-            self.plain,
-            "w",
-            driver="GTiff",
-            width=grid.width,
-            height=grid.height,
-            count=len(bands),
-            dtype=source.dtype,
-            crs=grid.crs,
-            transform=grid.transform,
-            nodata=self.nodata,
-            tiled=True,
-            blockxsize=BLOCK,
-            blockysize=BLOCK,
-            bigtiff="if_safer",
-            # Otherwise GDAL takes the fourth of four byte bands for transparency.
-            photometric="minisblack",
-        )
+        profile = {"driver": "GTiff", "count": len(bands), "dtype": dtype, **vars(grid)}
+        profile |= {"nodata": self.nodata, "tiled": True, "bigtiff": "if_safer"}
+        # Otherwise GDAL takes the fourth of four byte bands for transparency.
+        self.file = rasterio.open(self.plain, "w", **profile, photometric="minisblack")
         self.file.descriptions = bands
         if set(COLOURS) <= set(bands):
-            self.file.colorinterp = [
-                ColorInterp[band] if band in COLOURS else ColorInterp.undefined for band in bands
-            ]
+            other = ColorInterp.undefined
+            self.file.colorinterp = [ColorInterp[b] if b in COLOURS else other for b in bands]
 
     def write(self, window: Window, valid: Bools, stored: Array) -> None:
         """Write ``(C, h, w)``, and what says where it is valid."""
         if self.nodata is not None:
-            if self.field.source.kind != "label":
+            if self.source.kind != "label":
                 stored = _avoid(stored, self.nodata)
             stored = np.where(valid, stored, np.asarray(self.nodata, stored.dtype))
         elif self.masked or not valid.all():
-            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-                if not self.masked:
-                    self._start_mask()
-                self.file.write_mask(valid.astype(np.uint8) * 255, window=window)
+            if not self.masked:
+                self.file.write_mask(True)  # all that was written so far was valid
+                self.masked = True
+            self.file.write_mask(valid, window=window)
         self.file.write(stored, window=window)
-
-    def _start_mask(self) -> None:
-        """All that was written so far was valid; blocks to come bring their own mask."""
-        self.masked = True
-        for _, block in self.file.block_windows(1):
-            self.file.write_mask(np.full((block.height, block.width), 255, np.uint8), window=block)
+        self.total += _sum_of_bytes(stored)
 
     def finish(self) -> Path:
-        """The cloud-optimized copy.
-
-        Raises:
-            OSError: the disk did not take everything, which GDAL does not always say.
-        """
+        """The cloud-optimized copy, read again: GDAL does not always say that a disk is full."""
         self.file.close()
-        if self.plain.stat().st_size < self.nbytes:
-            raise OSError("the disk did not take all of it")
+        options = {"compress": "deflate", "bigtiff": "if_safer"}
+        method = "nearest" if self.source.kind == "label" else "average"
         try:
             rasterio.shutil.copy(
-                self.plain,
-                self.final,
-                driver="COG",
-                compress="deflate",
-                blocksize=BLOCK,
-                bigtiff="if_safer",
-                overview_resampling="nearest" if self.field.source.kind == "label" else "average",
+                self.plain, self.final, "COG", overview_resampling=method, **options
             )
-            if _checksums(self.plain) != _checksums(self.final):
-                raise OSError("the disk did not take all of the copy")
         except Exception as error:  # GDAL's errors have no common type
             raise OSError(str(error)) from error
+        with rasterio.open(self.final) as made:
+            blocks = (made.read(window=block) for _, block in made.block_windows(1))
+            if sum(map(_sum_of_bytes, blocks)) != self.total:
+                raise OSError("the disk did not take all of it")
         return self.final
 
 
-def _open_input(config: ApplyConfig, field: Field) -> Scene:
+def _sum_of_bytes(stored: Array) -> int:
+    return int(np.ascontiguousarray(stored).view(np.uint8).sum(dtype=np.uint64))
+
+
+def _open_input(config: ApplyConfig, source: Source) -> Scene:
     """The scene that a model starts from, checked against what it was trained on."""
-    source, vector = field.source, config.scene.lower().endswith(VECTORS)
-    if vector and source.kind != "label":
-        raise InputError(
-            f"{config.scene} is a vector file; this model starts from an image of "
-            f"{len(source.bands)} bands"
-        )
+    vector, labels = config.scene.lower().endswith(VECTORS), source.kind == "label"
+    expected = f"{len(source.bands)} bands {list(source.bands)} of {source.dtype}"
+    if vector and not labels:
+        raise InputError(f"{config.scene} is a vector file; this model starts from {expected}")
     if vector and config.like is None:
         raise InputError(f"{config.scene} is a vector file; its grid must be given: --like RASTER")
     if not vector and (config.like or config.attribute):
         raise InputError(f"{config.scene} is a raster; --like and --attribute are for vectors")
-    if source.kind == "label" and config.bands:
-        raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
-    scene: Scene
-    if source.kind != "label":
-        scene = open_scene(config.scene, config.bands, source.nodata, config.ungeoreferenced)
-    else:
-        grid = Grid(None, rasterio.Affine.identity(), 0, 0)
-        if config.like:
-            grid = open_scene(config.like, ungeoreferenced=config.ungeoreferenced).grid
-        scene = open_labels(config.scene, grid, config.attribute, config.ungeoreferenced)
-    same_kind = np.dtype(scene.dtype).kind == np.dtype(source.dtype).kind
+    if labels:
+        if config.bands:
+            raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
+        like = open_scene(config.like or config.scene, ungeoreferenced=config.ungeoreferenced)
+        return open_labels(config.scene, like.grid, config.attribute, config.ungeoreferenced)
+    scene = open_scene(config.scene, config.bands, source.nodata, config.ungeoreferenced)
+    unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
     shuffled = set(scene.bands) == set(source.bands) and scene.bands != source.bands
-    if source.kind != "label" and (
-        len(scene.bands) != len(source.bands) or not same_kind or shuffled
-    ):
+    if len(scene.bands) != len(source.bands) or unlike or shuffled:
         raise InputError(
             f"{scene.file} has {len(scene.bands)} bands {list(scene.bands)} of {scene.dtype}; the "
-            f"model was trained on {list(source.bands)} of {source.dtype}: choose with --bands"
+            f"model was trained on {expected}: choose with --bands"
         )
     return scene
 
@@ -404,32 +337,6 @@ def _check_target(path: Path, scene: Scene, overwrite: bool) -> None:
         raise InputError(f"{path} is a folder or the scene itself; give another name")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
-
-
-@contextmanager
-def _workplace(to: Path, needed: int) -> Iterator[Path]:
-    """A folder beside the output that is gone in the end, with what a killed process left there."""
-    folder = to.with_name(f".{to.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True)
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(f"{free / 1e6:.0f} MB are free")
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _nbytes(field: Field, grid: Grid) -> int:
-    """What the plain file takes: whole blocks."""
-    blocks = -(-grid.width // BLOCK) * -(-grid.height // BLOCK)
-    return blocks * BLOCK**2 * len(field.source.bands) * np.dtype(field.source.dtype).itemsize
-
-
-def _checksums(path: Path) -> list[int]:
-    with rasterio.open(path) as file:
-        return [file.checksum(band) for band in file.indexes]
 
 
 def _groups(columns: list[Span], size: int) -> list[list[Span]]:
@@ -446,50 +353,18 @@ def _swaths(columns: list[Span], width: int) -> Iterator[tuple[list[Span], int, 
     """
     first = 0
     while first < len(columns):
-        last = first
-        while last + 1 < len(columns) and columns[last + 1].stop - columns[first].start <= SWATH:
-            last += 1
-        right = columns[last + 1].start if last + 1 < len(columns) else width
-        yield columns[max(first - 1, 0) : last + 1], columns[first].start, right
-        first = last + 1
-
-
-def _holds(dtype: str, nodata: float | None) -> bool:
-    """Whether a pixel type can say nodata; a file's header may promise what it cannot."""
-    if nodata is None or np.dtype(dtype).kind == "f":
-        return nodata is not None
-    limits = np.iinfo(dtype)
-    return bool(limits.min <= nodata <= limits.max and nodata == int(nodata))
+        left = columns[first].start
+        last = first + max(sum(column.stop - left <= SWATH for column in columns[first:]), 1)
+        right = columns[last].start if last < len(columns) else width
+        yield columns[max(first - 1, 0) : last], left, right
+        first = last
 
 
 def _avoid(stored: Array, nodata: float) -> Array:
     """Move made values that equal the nodata value by one step, so that they stay visible."""
-    if np.isnan(nodata):
-        return stored
-    kind = stored.dtype
-    if kind.kind == "f":
-        step = np.nextafter(kind.type(nodata), kind.type(0 if nodata > 0 else 1))
+    kind = stored.dtype.type
+    if stored.dtype.kind == "f":
+        step = np.nextafter(kind(nodata), kind(0 if nodata > 0 else 1))
     else:
-        step = kind.type(nodata + 1 if nodata < np.iinfo(kind).max else nodata - 1)
+        step = kind(nodata + 1 if nodata < np.iinfo(kind).max else nodata - 1)
     return np.where(stored == nodata, step, stored)
-
-
-def _use_batch_statistics(task: Task) -> None:
-    layers = [layer for layer in task.generator.modules() if isinstance(layer, nn.BatchNorm2d)]
-    if not layers:
-        raise InputError("--batch-statistics: this model has no batch norm; leave it out")
-    for layer in layers:
-        layer.track_running_stats = False
-        layer.running_mean = layer.running_var = None
-    warnings.warn(
-        "batch statistics: every window is normalized by itself, so windows may differ in colour",
-        stacklevel=3,
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without rasterio's warning that an output has no CRS, which was asked for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
