@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ganlab.config import ScalingConfig
+from ganlab.config import ScalingConfig, from_dict
 from ganlab.data.store import Source, TileStore
 from ganlab.errors import InputError
 from ganlab.randomness import permutation, uniforms
 
 Batch = dict[str, Tensor]
 Tiles = npt.NDArray[np.int64]
+PerBand = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Scaling:
     """Affine map for each band between stored values and about [-1, 1]; never clips on encode.
 
     Attributes:
-        low: stored value that becomes -1, for each band.
-        high: stored value that becomes +1, for each band.
-        fill: stored value that invalid pixels take (the band's mean), for each band.
+        low: stored values that become -1.
+        high: stored values that become +1.
+        fill: stored values that invalid pixels take: the means of the bands.
     """
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    fill: tuple[float, ...]
+    low: PerBand
+    high: PerBand
+    fill: PerBand
 
     def _center_and_half(self) -> tuple[Tensor, Tensor]:
         # Rounded to float32 once, so that both ways use the same numbers.
@@ -64,12 +65,10 @@ class Scaling:
         values = (scaled.detach().cpu().double() * half + center).numpy()
         if not np.isfinite(values).all():
             raise InputError("the model made values that are not finite; train it anew or use fp32")
-        kind = np.dtype(dtype)
-        limits = np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind)
-        if kind.kind in "iu":
-            values = np.rint(values)
-        stored: npt.NDArray[Any] = np.clip(values, limits.min, limits.max).astype(kind)
-        return stored
+        whole = np.issubdtype(dtype, np.integer)
+        limits = np.iinfo(dtype) if whole else np.finfo(dtype)
+        stored = np.clip(np.rint(values) if whole else values, limits.min, limits.max)
+        return np.asarray(stored.astype(dtype))
 
     def outside(self, stored: Tensor, valid: Tensor) -> Tensor:
         """Share of valid values beyond twice the scaled range: data unlike the training's."""
@@ -95,11 +94,8 @@ class DataSpec:
     def from_dict(values: dict[str, Any]) -> "DataSpec":
         """The inverse of ``to_dict``."""
         return DataSpec(
-            {name: Source.from_dict(v) for name, v in values["sources"].items()},
-            {
-                name: Scaling(**{key: tuple(numbers) for key, numbers in v.items()})
-                for name, v in values["scalings"].items()
-            },
+            {name: from_dict(Source, v) for name, v in values["sources"].items()},
+            {name: from_dict(Scaling, v) for name, v in values["scalings"].items()},
         )
 
 
@@ -117,13 +113,14 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
     for name, source in store.sources.items():
         if source.kind != "image":
             continue
-        values = store.read(name, chosen)
-        valid = np.broadcast_to(_on_grid_of(source, store.read("valid", chosen)) > 0, values.shape)
-        bands = [values[:, i][valid[:, i]].astype(np.float64) for i in range(values.shape[1])]
+        valid = store.read("valid", chosen).repeat(source.factor, 2).repeat(source.factor, 3) > 0
+        values = store.read(name, chosen).swapaxes(0, 1)
+        bands = [band[valid[:, 0]].astype(np.float64) for band in values]
         if not all(len(band) for band in bands):
             raise InputError(f"{store.path}: no valid pixel of {name!r} in the training tiles")
-        low = _per_band(config.low, bands, 0.0 if source.dtype == "uint8" else None, 0.005)
-        high = _per_band(config.high, bands, 255.0 if source.dtype == "uint8" else None, 0.995)
+        natural = (0.0, 255.0) if source.dtype == "uint8" else (None, None)
+        low = _per_band(config.low, bands, natural[0], 0.005)
+        high = _per_band(config.high, bands, natural[1], 0.995)
         below = lt if config.low and config.high else le
         if not all(map(below, low, high)):
             raise InputError(f"scaling of {name!r}: low {low} must lie below high {high}")
@@ -135,26 +132,17 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
 
 
 def _per_band(
-    declared: tuple[float, ...],
-    bands: list[npt.NDArray[np.float64]],
-    default: float | None,
-    quantile: float,
-) -> tuple[float, ...]:
+    declared: PerBand, bands: list[npt.NDArray[Any]], natural: float | None, quantile: float
+) -> PerBand:
     if len(declared) not in (0, 1, len(bands)):
         raise InputError(
             f"scaling: {len(declared)} values for {len(bands)} bands; give one, or one for each"
         )
     if declared:
-        return declared * len(bands) if len(declared) == 1 else declared
-    if default is not None:
-        return (default,) * len(bands)
+        return declared * (len(bands) // len(declared))
+    if natural is not None:
+        return (natural,) * len(bands)
     return tuple(float(np.quantile(band, quantile)) for band in bands)
-
-
-def _on_grid_of(source: Source, valid: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    if source.factor == 1:
-        return valid
-    return valid.repeat(source.factor, axis=2).repeat(source.factor, axis=3)
 
 
 @dataclass(frozen=True)
@@ -162,10 +150,9 @@ class _Plan:
     """Which tiles make a batch, and how each is cut and turned; small, made on the host."""
 
     tiles: Tiles
-    top: Tiles
-    left: Tiles
-    flip: npt.NDArray[np.bool_]  # (B, 2): rows, columns
-    transpose: npt.NDArray[np.bool_]
+    size: int
+    corner: Tiles  # (B, 2): first row and column
+    turn: npt.NDArray[np.bool_]  # (B, 3): flip rows, flip columns, transpose
 
 
 class Batches(Dataset[Batch]):
@@ -218,8 +205,8 @@ class Batches(Dataset[Batch]):
         """The batch of one step, on the device (see the module's words on what is in it)."""
         plan = self._plan(step)
         if self._resident is None:
-            return self._make(self._read(plan.tiles), np.arange(len(plan.tiles)), plan)
-        return self._make(self._resident, np.searchsorted(self.tiles, plan.tiles), plan)
+            return self._make(self._read(plan.tiles), plan)
+        return self._make(self._resident, plan, np.searchsorted(self.tiles, plan.tiles))
 
     def stream(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop - 1``; ``workers`` processes read ahead."""
@@ -235,15 +222,13 @@ class Batches(Dataset[Batch]):
             generator=torch.Generator(),
         )
         for step, raw in enumerate(loader, start):
-            plan = self._plan(step)
-            yield self._make(raw, np.arange(len(plan.tiles)), plan)
+            yield self._make(raw, self._plan(step))
 
     def whole(self, tiles: Tiles) -> Batch:
         """Given tiles as they are: no crop, no flip, no turn."""
-        n = len(tiles)
-        zeros, no = np.zeros(n, np.int64), np.zeros(n, bool)
-        plan = _Plan(np.asarray(tiles, np.int64), zeros, zeros, np.zeros((n, 2), bool), no)
-        return self._make(self._read(plan.tiles), np.arange(n), plan, self.store.size)
+        corner, turn = np.zeros((len(tiles), 2), np.int64), np.zeros((len(tiles), 3), bool)
+        plan = _Plan(np.asarray(tiles, np.int64), self.store.size, corner, turn)
+        return self._make(self._read(plan.tiles), plan)
 
     def _plan(self, step: int) -> _Plan:
         share = self.batch_size // self.world
@@ -254,24 +239,23 @@ class Batches(Dataset[Batch]):
         tiles = self.tiles[[order[e][p] for e, p in zip(epoch, place, strict=True)]]
         room = self.store.size - self.crop + 1
         corner = (uniforms(self.seed, epoch, tiles, "crop", 2) * room).astype(np.int64)
-        turn = uniforms(self.seed, epoch, tiles, "flip and turn", 3) < 0.5
-        turn &= self.augment
-        return _Plan(tiles, corner[:, 0], corner[:, 1], turn[:, :2], turn[:, 2])
+        turn = self.augment & (uniforms(self.seed, epoch, tiles, "flip and turn", 3) < 0.5)
+        return _Plan(tiles, self.crop, corner, turn)
 
     def _read(self, tiles: Tiles) -> Batch:
         raw = {name: self.store.read(name, tiles) for name in (*self.store.sources, "valid")}
-        return {name: torch.from_numpy(_indexable(array)) for name, array in raw.items()}
+        # torch indexes no uint16 on all devices; the same bits travel as int16.
+        bits = {k: v.view(np.int16) if v.dtype == np.uint16 else v for k, v in raw.items()}
+        return {name: torch.from_numpy(array) for name, array in bits.items()}
 
-    def _make(self, raw: Batch, rows: Tiles, plan: _Plan, size: int | None = None) -> Batch:
-        size = size or self.crop
+    def _make(self, raw: Batch, plan: _Plan, rows: Tiles | None = None) -> Batch:
+        """The batch of a plan, whose tiles are the given rows of ``raw`` (if None, all)."""
+        rows = np.arange(len(plan.tiles)) if rows is None else rows
         here = {name: data.to(self.device, non_blocking=True) for name, data in raw.items()}
-        cut = {
-            name: _cut(data, rows, plan, size, self._factor(name)) for name, data in here.items()
-        }
-        valid = cut.pop("valid").float()
+        valid = _cut(here["valid"], rows, plan).float()
         batch: Batch = {"valid": valid}
-        for name, stored in cut.items():
-            source = self.spec.sources[name]
+        for name, source in self.spec.sources.items():
+            stored = _cut(here[name], rows, plan, source.factor)
             if source.dtype == "uint16":
                 stored = stored.int() & 0xFFFF
             if source.kind == "image":
@@ -281,9 +265,6 @@ class Batches(Dataset[Batch]):
                 batch[name] = stored.long()
         batch["sample"] = torch.from_numpy(plan.tiles).to(self.device, non_blocking=True)
         return batch
-
-    def _factor(self, name: str) -> int:
-        return 1 if name == "valid" else self.store.sources[name].factor
 
 
 class _HostReader(Dataset[Batch]):
@@ -296,17 +277,12 @@ class _HostReader(Dataset[Batch]):
         return self.batches._read(self.batches._plan(step).tiles)
 
 
-def _indexable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # torch indexes no uint16 on all devices; the same bits travel as int16.
-    return array.view(np.int16) if array.dtype == np.uint16 else array
-
-
-def _cut(data: Tensor, rows: Tiles, plan: _Plan, size: int, factor: int) -> Tensor:
+def _cut(data: Tensor, rows: Tiles, plan: _Plan, factor: int = 1) -> Tensor:
     """One gather takes tile, crop and flips together: ``(B, C, size, size)``, channels last."""
-    steps = np.arange(size * factor)
-    y = np.where(plan.flip[:, :1], steps[::-1], steps) + plan.top[:, None] * factor
-    x = np.where(plan.flip[:, 1:], steps[::-1], steps) + plan.left[:, None] * factor
-    at = (rows[:, None, None], y[:, :, None], x[:, None, :], plan.transpose[:, None, None, None])
+    steps, first = np.arange(plan.size * factor), plan.corner * factor
+    y = np.where(plan.turn[:, :1], steps[::-1], steps) + first[:, :1]
+    x = np.where(plan.turn[:, 1:2], steps[::-1], steps) + first[:, 1:]
+    at = (rows[:, None, None], y[:, :, None], x[:, None, :], plan.turn[:, 2:, None, None])
     tile, row, column, turned = (
         torch.from_numpy(index).to(data.device, non_blocking=True) for index in at
     )
