@@ -24,7 +24,7 @@ from ganlab.data.tiling import tile
 from ganlab.errors import InputError
 from ganlab.losses.adversarial import Verdict
 from ganlab.tasks import TASKS
-from ganlab.tasks.base import Field, measured
+from ganlab.tasks.base import Field, field, measured
 from ganlab.tasks.pix2pix import Pix2Pix
 from ganlab.training.trainer import Trainer
 
@@ -93,8 +93,6 @@ def test_images_enter_as_they_are_and_leave_in_stored_units():
     assert torch.equal(field.enter(values), values)
     expected = np.rint((values.double().numpy() + 1) * 4500)
     assert np.array_equal(field.leave(values), expected)
-    with pytest.raises(InputError, match="'other' has no scaling"):
-        Field(SOURCES["other"], None).leave(values)
 
 
 def test_encode_is_what_batches_are():
@@ -211,6 +209,9 @@ def test_unknown_sources():
         pix2pix("map", "image")
     with pytest.raises(InputError, match="no source 'photo'"):
         pix2pix("label", "photo")
+    mask = Source("clouds", "mask", "uint8", ("1",))
+    with pytest.raises(InputError, match=r"no source 'clouds', only \['image'\]"):
+        field(DataSpec({"clouds": mask, "image": SOURCES["image"]}, SCALINGS), "clouds")
 
 
 def test_noise_is_dropout_that_stays():

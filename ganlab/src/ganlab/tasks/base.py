@@ -18,11 +18,12 @@ from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import Balance
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Field:
-    """An input or output of a task: a source of the tile store, and how images are scaled."""
+    """An input or output of a task: a source of the tile store; images are scaled, labels not."""
 
     source: Source
     scaling: Scaling | None
@@ -38,13 +39,10 @@ class Field:
         return len(self.source.classes) if self.source.kind == "label" else len(self.source.bands)
 
     def enter(self, value: Tensor) -> Tensor:
-        """Batch value to network channels: labels become one-hot in {-1, 1}, images stay.
+        """Batch value to float network channels ``(B, channels, H, W)``.
 
-        Args:
-            value: ``(B, 1, H, W)`` classes as stored, or ``(B, C, H, W)`` scaled image.
-
-        Returns:
-            ``(B, channels, H, W)`` float; a pixel of no known class is -1 everywhere.
+        Scaled images ``(B, C, H, W)`` stay; stored classes ``(B, 1, H, W)`` become one-hot in
+        {-1, 1}, where a pixel of no known class is -1 everywhere.
         """
         if self.source.kind != "label":
             return value
@@ -53,13 +51,10 @@ class Field:
 
     def leave(self, value: Tensor) -> npt.NDArray[Any]:
         """Network channels ``(B, channels, H, W)`` to stored units: the inverse of ``enter``."""
-        if self.source.kind == "label":
-            classes: npt.NDArray[Any] = np.asarray(self.source.classes, self.source.dtype)
-            found: npt.NDArray[Any] = classes[value.argmax(1, keepdim=True).cpu().numpy()]
-            return found
-        if self.scaling is None:
-            raise InputError(f"{self.name!r} has no scaling")
-        return self.scaling.decode(value, self.source.dtype)
+        if self.scaling is not None:
+            return self.scaling.decode(value, self.source.dtype)
+        classes: npt.NDArray[Any] = np.asarray(self.source.classes, self.source.dtype)
+        return np.take(classes, value.argmax(1, keepdim=True).cpu().numpy())
 
 
 class Task(nn.Module, ABC):
@@ -102,19 +97,15 @@ class Task(nn.Module, ABC):
         return batch
 
     @abstractmethod
-    def generate(self, batch: Batch) -> dict[str, Tensor]:
+    def generate(self, batch: Batch) -> Tensors:
         """Run the generator once; needs the declared inputs and ``valid``, nothing else.
 
-        Returns:
-            A float tensor ``(B, channels, H * scale, W * scale)`` for each declared output, and
-            whatever the losses share.
+        Gives floats ``(B, channels, H * scale, W * scale)`` for each declared output, and
+        whatever the losses share.
         """
 
-    def sample(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """``generate`` without gradients, with the noise of ``seed`` where the task keeps noise.
-
-        The random state of the caller stays as it is.
-        """
+    def sample(self, batch: Batch, seed: int) -> Tensors:
+        """``generate`` without gradients; noise follows ``seed``, not the caller's random state."""
         device = batch["valid"].device
         cuda = [device] if device.type == "cuda" else []
         with torch.inference_mode(), torch.random.fork_rng(cuda, enabled=self.noise):
@@ -122,19 +113,15 @@ class Task(nn.Module, ABC):
                 torch.manual_seed(seed)
             return self.generate(batch)
 
-    def judged(self, batch: Batch, out: dict[str, Tensor]) -> tuple[Tensor | None, Tensor, Tensor]:
+    def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
         """(condition, real, fake) as the discriminator sees them, zero where not measured."""
         raise NotImplementedError(f"{type(self).__name__} has no discriminator")
 
     @abstractmethod
-    def generator_losses(
-        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict | None
-    ) -> dict[str, Tensor]:
+    def generator_losses(self, batch: Batch, out: Tensors, verdict: Verdict | None) -> Tensors:
         """Named, unweighted scalars; ``verdict`` is None for a task without discriminator."""
 
-    def discriminator_losses(
-        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict
-    ) -> dict[str, Tensor]:
+    def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:
         """Named, unweighted scalars."""
         raise NotImplementedError(f"{type(self).__name__} has no discriminator")
 
@@ -155,20 +142,16 @@ class Task(nn.Module, ABC):
         """
         batch: Batch = {"valid": torch.from_numpy(valid.astype(np.float32)).to(device)}
         for field in self.inputs:
-            stored = inputs[field.name]
-            if field.source.kind == "label":
-                known = np.isin(stored, field.source.classes) | (valid == 0)
-                if not known.all():
-                    raise InputError(
-                        f"{field.name}: class {stored[~known].flat[0]} is unknown to this model; "
-                        f"it knows {list(field.source.classes)}"
-                    )
-                batch[field.name] = torch.from_numpy(stored.astype(np.int64)).to(device)
-            else:
-                if field.scaling is None:
-                    raise InputError(f"{field.name!r} has no scaling")
+            stored, classes = inputs[field.name], field.source.classes
+            if field.scaling is not None:
                 values = torch.from_numpy(stored.astype(np.float32)).to(device)
                 batch[field.name] = field.scaling.encode(values, batch["valid"])
+                continue
+            known = np.isin(stored, classes) | (valid == 0)
+            if not known.all():
+                found = f"{field.name}: class {stored[~known].flat[0]}"
+                raise InputError(f"{found} is unknown to this model; it knows {list(classes)}")
+            batch[field.name] = torch.from_numpy(stored.astype(np.int64)).to(device)
         return batch
 
     def compose(self, inputs: Arrays, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -180,11 +163,12 @@ def field(spec: DataSpec, name: str) -> Field:
     """The field of a named source.
 
     Raises:
-        InputError: the tiles have no such source.
+        InputError: the tiles have no such source, or it is neither image nor label.
     """
-    if name not in spec.sources:
+    usable = [n for n, s in spec.sources.items() if s.kind == "label" or n in spec.scalings]
+    if name not in usable:
         raise InputError(
-            f"the tiles have no source {name!r}, only {sorted(spec.sources)}; "
+            f"the tiles have no source {name!r}, only {sorted(usable)} of images and labels; "
             "choose among these or tile the scenes with it"
         )
     return Field(spec.sources[name], spec.scalings.get(name))

@@ -9,7 +9,7 @@ from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import Balance, FixedBalance
 from ganlab.networks.patchgan import PatchGAN
 from ganlab.networks.unet import UNet
-from ganlab.tasks.base import Task, field, measured
+from ganlab.tasks.base import Task, Tensors, field, measured
 
 DISTANCES = {"l1": reconstruction.l1, "l2": reconstruction.l2}
 
@@ -25,68 +25,39 @@ class Pix2Pix(Task):
         super().__init__(config, spec)
         source, target = field(spec, config.source), field(spec, config.target)
         self.inputs, self.outputs = (source,), (target,)
-        shape = config.generator
-        self.generator = UNet(
-            source.channels,
-            target.channels,
-            width=shape.width,
-            depth=shape.depth,
-            norm=shape.norm,
-            block=shape.block,
-            up=shape.up,
-            dropout=shape.dropout,
-        )
+        self.generator = UNet(source.channels, target.channels, **vars(config.generator))
         self.generator.keep_dropout(config.noise)
         self.stride, self.noise = self.generator.stride, config.noise
         if config.adversarial_weight > 0:
-            opponent = config.discriminator
-            self.discriminator = PatchGAN(
-                source.channels + target.channels,
-                width=opponent.width,
-                layers=opponent.layers,
-                norm=opponent.norm,
-            )
+            judged = source.channels + target.channels
+            self.discriminator = PatchGAN(judged, **vars(config.discriminator))
         self._game = adversarial.LOSSES[config.adversarial]
 
-    def generate(self, batch: Batch) -> dict[str, Tensor]:
+    def generate(self, batch: Batch) -> Tensors:
         source = self.inputs[0].enter(batch[self.inputs[0].name])
         return {self.outputs[0].name: self.generator(measured(source, batch["valid"]))}
 
-    def judged(self, batch: Batch, out: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         source, target, valid = self.inputs[0], self.outputs[0], batch["valid"]
-        return (
-            measured(source.enter(batch[source.name]), valid),
-            measured(target.enter(batch[target.name]), valid),
-            measured(out[target.name], valid),
-        )
+        condition, real = source.enter(batch[source.name]), target.enter(batch[target.name])
+        return measured(condition, valid), measured(real, valid), measured(out[target.name], valid)
 
-    def generator_losses(
-        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict | None
-    ) -> dict[str, Tensor]:
+    def generator_losses(self, batch: Batch, out: Tensors, verdict: Verdict | None) -> Tensors:
         target = self.outputs[0]
-        distance = DISTANCES[self.config.reconstruction]
+        name: str = self.config.reconstruction
         made, true = out[target.name], target.enter(batch[target.name])
-        terms: dict[str, Tensor] = {}
-        terms[self.config.reconstruction] = distance(made, true, batch["valid"]).mean()
+        terms = {name: DISTANCES[name](made, true, batch["valid"]).mean()}
         if verdict is not None:
             terms["adversarial"] = verdict.generator_term(self._game)
         return terms
 
-    def discriminator_losses(
-        self, batch: Batch, out: dict[str, Tensor], verdict: Verdict
-    ) -> dict[str, Tensor]:
+    def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:
         return {"adversarial": verdict.discriminator_term(self._game)}
 
     def balances(self, steps: int) -> tuple[Balance, Balance]:
-        config = self.config
-        generator = FixedBalance(
-            {
-                config.reconstruction: config.reconstruction_weight,
-                "adversarial": config.adversarial_weight,
-            },
-            {config.reconstruction: config.reconstruction_schedule},
-            steps,
-        )
+        config, name = self.config, self.config.reconstruction
+        weights = {name: config.reconstruction_weight, "adversarial": config.adversarial_weight}
+        generator = FixedBalance(weights, {name: config.reconstruction_schedule}, steps)
         return generator, FixedBalance({"adversarial": config.discriminator_factor})
 
     @property
