@@ -173,10 +173,10 @@ def test_a_confusion_matrix_by_hand():
     valid = torch.tensor([1.0] * 10 + [0.0] * 4 + [1.0])  # the last is of no known class
     batch = {"label": true.view(1, 1, 3, 5), "valid": valid.view(1, 1, 3, 5)}
     guess = {"model": lambda _: field.enter(made.view(1, 1, 3, 5))}
-    rows = evaluation._labels(guess, field, [batch], 1, None)
+    rows = evaluation._labels(guess, field, [batch])
     assert rows["model"]["accuracy"] == pytest.approx(7 / 10)
     assert rows["model"]["mean IoU"] == pytest.approx((3 / 6 + 4 / 7) / 2)
-    again = evaluation._labels(guess, field, [batch, batch], 2, None)
+    again = evaluation._labels(guess, field, [batch, batch])
     assert again == rows
 
 

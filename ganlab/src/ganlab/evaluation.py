@@ -5,6 +5,7 @@ All image numbers are in network units, where the scaled range of the data is [-
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ DATA_RANGE = 2.0
 FIT_TILES = 512
 """At most so many training tiles are read to fit a baseline."""
 
-Predictor = Callable[[Batch], Tensor]
+Predictors = dict[str, Callable[[Batch], Tensor]]
 Progress = Callable[[int, int], None]
 Rows = dict[str, dict[str, float]]
 
@@ -46,15 +47,13 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         InputError: the split is empty, the tiles do not fit the run, or the file cannot be written.
     """
     if config.batch_size < 1 or (config.limit is not None and config.limit < 1):
-        raise InputError(
-            f"batch size {config.batch_size} and limit {config.limit}: expected at least 1"
-        )
+        found = f"batch size {config.batch_size} and limit {config.limit}"
+        raise InputError(f"{found}: expected at least 1")
     run = run_directory(config.run)
     about = read_config(run)
-    training = from_dict(TrainingConfig, about["training"])
     task = load_task(config.run, average=config.average, device=config.device)
     store = TileStore.open(config.tiles or run / about["tiles"])
-    split = store.split(training.split)
+    split = store.split(from_dict(TrainingConfig, about["training"]).split)
     for share in (config.split, "train"):
         if len(getattr(split, share)) == 0:
             raise InputError(
@@ -65,17 +64,17 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     device = next(task.parameters()).device
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False, device=device)
     target = task.outputs[0]
-    methods: dict[str, Predictor] = {
-        "model": lambda batch: task.sample(batch, int(batch["sample"][0]))[target.name]
-    }
-    methods |= _baselines(task, batches, _some(split.train, FIT_TILES))
+
+    def model(batch: Batch) -> Tensor:
+        return task.sample(batch, int(batch["sample"][0]))[target.name]
+
+    methods = {"model": model, **_baselines(task, batches, _some(split.train, FIT_TILES))}
     measure = _labels if target.source.kind == "label" else _images
     # Noise follows from the first tile of a batch, so that alone it is always the same.
     size = 1 if task.noise else config.batch_size
-    rows = measure(methods, target, _prepared(task, batches, tiles, size), len(tiles), progress)
+    rows = measure(methods, target, _prepared(task, batches, tiles, size, progress))
     result = {"split": config.split, "tiles": len(tiles), "output": target.name, "rows": rows}
-    path = config.to or run / f"evaluation-{config.split}.json"
-    _write(path, result)
+    _write(config.to or run / f"evaluation-{config.split}.json", result)
     return result
 
 
@@ -106,7 +105,7 @@ def _check_sources(store: TileStore, spec: DataSpec) -> None:
             )
 
 
-def _baselines(task: Task, batches: Batches, train: Tiles) -> dict[str, Predictor]:
+def _baselines(task: Task, batches: Batches, train: Tiles) -> Predictors:
     """What any method must beat, chosen by the kinds of input and output."""
     given, target = task.inputs[0], task.outputs[0]
     if target.source.kind == "label":
@@ -126,49 +125,28 @@ def _baselines(task: Task, batches: Batches, train: Tiles) -> dict[str, Predicto
     return {}
 
 
-def _images(
-    methods: Mapping[str, Predictor],
-    target: Field,
-    batches: Iterable[Batch],
-    total: int,
-    progress: Progress | None,
-) -> Rows:
-    sums: dict[str, dict[str, Tensor]] = {name: {} for name in methods}
-    textures = {name: metrics.Texture() for name in methods}
-    truth, done = metrics.Texture(), 0
+def _images(methods: Predictors, target: Field, batches: Iterable[Batch]) -> Rows:
+    seen: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in methods}
+    truth, textures = metrics.Texture(), {name: metrics.Texture() for name in methods}
     for batch in batches:
         valid, true = batch["valid"], batch[target.name]
         truth.update(true, valid)
         for name, predict in methods.items():
             made = predict(batch).float()
-            values = {
-                "L1": metrics.l1(made, true, valid),
-                "PSNR": metrics.psnr(made, true, valid, data_range=DATA_RANGE),
-                "SSIM": metrics.ssim(made, true, valid, data_range=DATA_RANGE),
-            }
-            for metric, value in values.items():
-                seen = torch.stack([value.nansum(), (~value.isnan()).sum()])
-                sums[name][metric] = sums[name].get(metric, torch.zeros_like(seen)) + seen
+            values = seen[name]
+            values["L1"].append(metrics.l1(made, true, valid))
+            values["PSNR"].append(metrics.psnr(made, true, valid, data_range=DATA_RANGE))
+            values["SSIM"].append(metrics.ssim(made, true, valid, data_range=DATA_RANGE))
             textures[name].update(made, valid)
-        done += len(valid)
-        if progress:
-            progress(done, total)
     rows = {}
-    for name in methods:
-        rows[name] = {metric: float(s / n) for metric, (s, n) in sums[name].items()}
-        apart = textures[name].distance(truth)
-        rows[name] |= {f"{kind} d.": float(value) for kind, value in apart.items()}
+    for name, texture in textures.items():
+        rows[name] = {metric: float(torch.cat(v).nanmean()) for metric, v in seen[name].items()}
+        rows[name] |= {f"{kind} d.": float(d) for kind, d in texture.distance(truth).items()}
     return rows
 
 
-def _labels(
-    methods: Mapping[str, Predictor],
-    target: Field,
-    batches: Iterable[Batch],
-    total: int,
-    progress: Progress | None,
-) -> Rows:
-    n, done = target.channels, 0
+def _labels(methods: Predictors, target: Field, batches: Iterable[Batch]) -> Rows:
+    n = target.channels
     confusion = {name: torch.zeros(n * n, dtype=torch.int64) for name in methods}
     for batch in batches:
         true = target.enter(batch[target.name])
@@ -176,24 +154,23 @@ def _labels(
         for name, predict in methods.items():
             pairs = true.argmax(1) * n + predict(batch).argmax(1).to(true.device)
             confusion[name] += pairs[known].bincount(minlength=n * n).cpu()
-        done += len(true)
-        if progress:
-            progress(done, total)
     rows = {}
     for name, counts in confusion.items():
         both = counts.view(n, n).double()
         right = both.diag()
         union = both.sum(0) + both.sum(1) - right
-        rows[name] = {
-            "accuracy": float(right.sum() / both.sum()),
-            "mean IoU": float((right / union)[union > 0].mean()),
-        }
+        iou = (right / union)[union > 0].mean()
+        rows[name] = {"accuracy": float(right.sum() / both.sum()), "mean IoU": float(iou)}
     return rows
 
 
-def _prepared(task: Task, batches: Batches, tiles: Tiles, size: int = 16) -> Iterator[Batch]:
+def _prepared(
+    task: Task, batches: Batches, tiles: Tiles, size: int = 16, progress: Progress | None = None
+) -> Iterator[Batch]:
     for start in range(0, len(tiles), size):
         yield task.prepare(batches.whole(tiles[start : start + size]))
+        if progress:
+            progress(min(start + size, len(tiles)), len(tiles))
 
 
 def _some(tiles: Tiles, limit: int | None) -> Tiles:
@@ -208,9 +185,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
         name: {metric: value if math.isfinite(value) else None for metric, value in row.items()}
         for name, row in result["rows"].items()
     }
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(result | {"rows": rows}, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        path.write_text(json.dumps(result | {"rows": rows}, indent=1), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}; name another file by --to") from error
