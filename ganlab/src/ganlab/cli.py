@@ -130,13 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a wrong input gives one line and exit code 2."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _one_line  # type: ignore[assignment]
-            tyro.cli(
-                _choice(COMMANDS),
-                prog="ganlab",
-                description="GANs for aerial and satellite imagery.",
-                args=arguments,
-            )
+            warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+            about = "GANs for aerial and satellite imagery."
+            tyro.cli(_choice(COMMANDS), prog="ganlab", description=about, args=arguments)
     except (InputError, TrainingFailed) as error:
         _say(error)
         sys.exit(2 if isinstance(error, InputError) else 1)
@@ -160,10 +156,6 @@ def _choice(commands: dict[str, Any]) -> Any:
 
 def _say(message: object) -> None:
     print("ganlab:", *str(message).split(), file=sys.stderr)
-
-
-def _one_line(message: Warning | str, *_: Any) -> None:
-    _say(f"warning: {message}")
 
 
 def _train(task: Any, tiles: Path, to: Path, training: TrainingConfig, init: Path | None) -> None:
@@ -193,22 +185,10 @@ def _say_where_it_ended(run: Path, steps: int) -> None:
 def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar in a terminal, silence elsewhere."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+    measures = (BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
+    columns = ("{task.description}", *measures, "{task.fields[note]}")
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         row = bar.add_task(what, total=None, note="")
@@ -224,12 +204,7 @@ def _training_bar(steps: int) -> Iterator[Callable[[int, dict[str, float]], None
     with _bar("training", "steps") as update:
 
         def on_log(step: int, values: dict[str, float]) -> None:
-            terms = {
-                name: value
-                for name, value in values.items()
-                if "/weight/" not in name and not name.endswith("/total")
-            }
-            note = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
-            update(step, steps, note)
+            terms = [n for n in values if "/weight/" not in n and not n.endswith("/total")]
+            update(step, steps, "  ".join(f"{name} {values[name]:.3f}" for name in terms))
 
         yield on_log

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-_COLOURS = [(r / 255, g / 255, b / 255) for r, g, b in PALETTE]
+_COLOURS = np.asarray(PALETTE) / 255
 
 
 def rgb(
@@ -36,13 +36,11 @@ def rgb(
     """
     shown = image[rgb_bands(bands, len(image))].astype(np.float64)
     measured = np.ones(image.shape[1:], bool) if valid is None else np.asarray(valid) > 0
-    if limits is None and image.dtype == np.uint8:
-        limits = (0.0, 255.0)
-    elif limits is None:
-        values = shown[:, measured] if measured.any() else shown.reshape(3, -1)
+    low, high = limits or (0.0, 255.0)
+    if limits is None and image.dtype != np.uint8:
+        values = shown[:, measured] if measured.any() else shown
         low, high = np.quantile(values, (0.02, 0.98))
-        limits = (float(low), float(high))
-    scaled = (shown - limits[0]) / max(limits[1] - limits[0], 1e-12)
+    scaled = (shown - low) / max(high - low, 1e-12)
     picture: Array = np.moveaxis(np.clip(scaled, 0, 1), 0, 2)
     picture[~measured] = 1
     return picture
@@ -52,8 +50,7 @@ def classes(labels: Array, values: Sequence[int]) -> Array:
     """Labels ``(h, w)`` or ``(1, h, w)`` as ``(h, w, 3)`` in colours that all readers can tell."""
     flat = labels.reshape(labels.shape[-2:])
     row = np.searchsorted(np.asarray(values), flat).clip(max=len(values) - 1)
-    colours: Array = np.asarray(_COLOURS)[row % len(_COLOURS)]
-    return colours
+    return np.take(_COLOURS, row % len(_COLOURS), axis=0)
 
 
 def legend(axes: "Axes", names: Sequence[str]) -> None:
@@ -61,16 +58,9 @@ def legend(axes: "Axes", names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=_COLOURS[i % len(_COLOURS)], label=n) for i, n in enumerate(names)]
-    axes.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.02),
-        ncols=min(len(names), 5),
-        frameon=False,
-        fontsize="small",
-        handlelength=1,
-        columnspacing=1,
-    )
+    style: dict[str, Any] = {"frameon": False, "fontsize": "small", "bbox_to_anchor": (0.5, -0.02)}
+    style |= {"handlelength": 1, "columnspacing": 1, "ncols": min(len(names), 5)}
+    axes.legend(handles=handles, loc="upper center", **style)
 
 
 def show(pictures: Mapping[str, Array], columns: int | None = None, width: float = 9.0) -> "Figure":
@@ -83,9 +73,8 @@ def show(pictures: Mapping[str, Array], columns: int | None = None, width: float
     rows = -(-len(pictures) // columns)
     first = next(iter(pictures.values()))
     height = width / columns * first.shape[0] / first.shape[1] * rows + 0.35 * rows
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width, height), squeeze=False, layout="constrained"
-    )
+    figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure.set_layout_engine("constrained")
     for axes in grid.flat:
         axes.axis("off")
     for axes, (title, picture) in zip(grid.flat, pictures.items(), strict=False):
@@ -108,9 +97,8 @@ def curves(
     """
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(
-        1, len(terms), figsize=(width, 2.8), squeeze=False, layout="constrained"
-    )
+    figure, grid = plt.subplots(1, len(terms), figsize=(width, 2.8), squeeze=False)
+    figure.set_layout_engine("constrained")
     styles = ("-", "--", ":", "-.")
     for axes, term in zip(grid[0], terms, strict=True):
         for number, (title, run) in enumerate(runs.items()):
@@ -118,8 +106,7 @@ def curves(
             points = [(line["step"], line[term]) for line in lines if term in line]
             if not points:
                 raise InputError(f"{title}: no term {term!r} in its metrics")
-            colour = _COLOURS[1:][number % (len(_COLOURS) - 1)]
-            style = styles[number % len(styles)]
+            colour, style = _COLOURS[1 + number % (len(_COLOURS) - 1)], styles[number % len(styles)]
             axes.plot(*zip(*points, strict=True), style, color=colour, label=title)
         axes.set(xlabel="step", title=term)
     if len(runs) > 1:
