@@ -6,6 +6,8 @@ rasterio, which keeps the command line quick.
 """
 
 import dataclasses
+import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -36,8 +38,7 @@ class SamplesConfig:
     """Write a real Sentinel-2 scene and a map of its land cover (extra samples)."""
 
     to: Path
-    """Folder for sentinel2.tif (RGB and near infrared, uint16) and
-    sentinel2-labels.tif (classes, uint8)."""
+    """Folder for sentinel2.tif (RGB, near infrared; uint16) and sentinel2-labels.tif (uint8)."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,15 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """How stored values become about [-1, 1] (affine for each band, never clipped)."""
+    """How stored values become about [-1, 1] (affine for each band, never clipped).
+
+    Give one value for all bands or one for each; quantiles are those of the training tiles.
+    """
 
     low: tuple[float, ...] = ()
-    """Stored value that becomes -1, one for all bands or one for each. If not given: 0 for
-    uint8, otherwise the 0.5 % quantile of the training tiles."""
+    """Stored value that becomes -1. If not given: 0 for uint8, otherwise the 0.5 % quantile."""
     high: tuple[float, ...] = ()
-    """Stored value that becomes +1. If not given: 255 for uint8, otherwise the 99.5 %
-    quantile."""
+    """Stored value that becomes +1. If not given: 255 for uint8, otherwise the 99.5 % quantile."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,7 @@ class TrainingConfig:
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Factor of both learning rates."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the networks; fp16 scales its gradients; auto takes bf16 where the device
-    has it, fp16 on older GPUs, fp32 elsewhere."""
+    """Arithmetic of the networks; auto takes bf16 (fp16 on older GPUs) on cuda, fp32 elsewhere."""
     compile: bool = False
     """Compile the networks (torch.compile); pays after some hundred steps on a GPU."""
     ema: float = 0.999
@@ -219,8 +220,7 @@ class TrainingConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to train; auto takes cuda, then mps, then cpu."""
     resident: bool | None = None
-    """Hold all tiles on the device; if not given, on cuda when they take less than half of
-    its free memory."""
+    """Hold all tiles on the device; if not given, on cuda where half its free memory is enough."""
     workers: int = 0
     """Loader processes for tiles that are not resident."""
     tensorboard: bool | None = None
@@ -258,15 +258,13 @@ class ApplyConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the network; auto takes bf16 where the device has it, fp16 on older GPUs,
-    fp32 elsewhere."""
+    """Arithmetic of the network; auto takes bf16 (fp16 on older GPUs) on cuda, fp32 elsewhere."""
     seed: int = 0
     """Seed of the dropout noise, where the model keeps it."""
     average: bool = True
     """Use the averaged generator (EMA) if the run has one."""
     batch_statistics: bool = False
-    """Batch norm with the window's own statistics, as pix2pix did: tiles may then differ in
-    colour."""
+    """Batch norm with the window's own statistics, as in pix2pix: windows may differ in colour."""
     ungeoreferenced: bool = False
     """Accept a scene without a coordinate system."""
     overwrite: bool = False
@@ -300,28 +298,20 @@ Config = TypeVar("Config")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, (tuple, list)):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return dict(plain(config))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
+    return plain
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     """The inverse of ``to_dict``; an unknown field raises ``TypeError``."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
+    types = {f.name: f.type for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    arguments = dict(values)
     for name, value in values.items():
-        declared = fields[name].type if name in fields else None
+        declared = types.get(name)
         if isinstance(declared, type) and dataclasses.is_dataclass(declared):
-            value = from_dict(declared, value)
+            arguments[name] = from_dict(declared, value)
         elif isinstance(value, list):
-            value = tuple(value)
+            arguments[name] = tuple(value)
         elif declared is Path or (declared == Path | None and value is not None):
-            value = Path(value)
-        arguments[name] = value
+            arguments[name] = Path(value)
     return kind(**arguments)

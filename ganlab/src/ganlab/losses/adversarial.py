@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Heads = Sequence[tuple[Tensor, Sequence[Tensor]]]
+Judge = Callable[[Tensor | None, Tensor], Heads]
+"""A discriminator: ``(condition, image) -> [(logits, features), ...]``, one entry a head."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,9 @@ class Penalty(Protocol):
     weight: float
 
     def __call__(
-        self,
-        discriminator: Callable[[Tensor | None, Tensor], Heads],
-        condition: Tensor | None,
-        real: Tensor,
-        fake: Tensor,
+        self, discriminator: Judge, condition: Tensor | None, real: Tensor, fake: Tensor
     ) -> Tensor:
         """The unweighted term; tensors are float32, outside autocast."""
-        ...
 
 
 def full(value: Tensor) -> Tensor:
@@ -97,7 +94,7 @@ class Verdict:
     """What a discriminator says of real and of made images, asked only when needed.
 
     Args:
-        discriminator: ``(condition, image) -> [(logits, features), ...]``, one entry a head.
+        discriminator: the one that is asked.
         condition: ``(B, C, H, W)`` what the image was made from, or None.
         real: ``(B, C, H, W)`` true images.
         fake: ``(B, C, H, W)`` made images.
@@ -106,7 +103,7 @@ class Verdict:
 
     def __init__(
         self,
-        discriminator: Callable[[Tensor | None, Tensor], Heads],
+        discriminator: Judge,
         condition: Tensor | None,
         real: Tensor,
         fake: Tensor,
@@ -127,20 +124,14 @@ class Verdict:
 
     def discriminator_term(self, loss: AdversarialLoss) -> Tensor:
         """The discriminator's loss: mean over patches, samples and heads."""
-        maps = [
-            loss.discriminator(full(real), full(fake))
-            for (real, _), (fake, _) in zip(self.real, self.fake, strict=True)
-        ]
-        return self._mean(maps)
+        heads = zip(self.real, self.fake, strict=True)
+        return self._mean([loss.discriminator(full(r), full(f)) for (r, _), (f, _) in heads])
 
     def generator_term(self, loss: AdversarialLoss) -> Tensor:
         """The generator's loss: mean over patches, samples and heads."""
-        reals = [full(logits) for logits, _ in self.real] if loss.relativistic else None
-        maps = [
-            loss.generator(reals[head] if reals else None, full(fake))
-            for head, (fake, _) in enumerate(self.fake)
-        ]
-        return self._mean(maps)
+        reals = [full(r) for r, _ in self.real] if loss.relativistic else [None] * len(self.fake)
+        heads = zip(reals, self.fake, strict=True)
+        return self._mean([loss.generator(real, full(fake)) for real, (fake, _) in heads])
 
     def _mean(self, maps: list[Tensor]) -> Tensor:
         means = []

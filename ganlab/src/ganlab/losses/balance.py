@@ -14,6 +14,7 @@ from ganlab.config import ScheduleConfig
 from ganlab.errors import InputError
 
 Terms = Mapping[str, Tensor]
+Weights = dict[str, float | Tensor]
 
 
 class Balance(Protocol):
@@ -21,17 +22,14 @@ class Balance(Protocol):
 
     def __call__(
         self, terms: Terms, last_layer: Tensor | None, step: int
-    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+    ) -> tuple[Tensor, Weights]:
         """The weighted sum of the terms, and the weight that each one had."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a state given by ``state_dict``."""
-        ...
 
 
 def schedule(config: ScheduleConfig, step: int, steps: int) -> float:
@@ -39,9 +37,7 @@ def schedule(config: ScheduleConfig, step: int, steps: int) -> float:
     if config.shape == "constant":
         return 1.0
     if not 0 <= config.start <= config.stop <= 1:
-        raise InputError(
-            f"schedule from {config.start} to {config.stop}: expected 0 <= start <= stop <= 1"
-        )
+        raise InputError(f"{config}: expected 0 <= start <= stop <= 1")
     begin, finish = config.start * steps, config.stop * steps
     progress = min(max((step - begin) / max(finish - begin, 1e-9), 0.0), 1.0)
     if config.shape == "cosine":
@@ -69,10 +65,10 @@ class FixedBalance(Balance):
 
     def __call__(
         self, terms: Terms, last_layer: Tensor | None, step: int
-    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+    ) -> tuple[Tensor, Weights]:
         if missing := set(terms) - set(self.weights):
             raise InputError(f"no weight for {sorted(missing)}; weights: {sorted(self.weights)}")
-        used: dict[str, float | Tensor] = {}
+        used: Weights = {}
         for name in terms:
             form = self.schedules.get(name, ScheduleConfig())
             used[name] = self.weights[name] * schedule(form, step, self.steps)
