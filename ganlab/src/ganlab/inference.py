@@ -30,7 +30,7 @@ from ganlab.data.store import Source
 from ganlab.errors import InputError
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
-from ganlab.training.runs import autocast, decide_precision, load_task
+from ganlab.training.runs import autocast, decide_precision, load_task, read_config, run_directory
 
 SWATH = 8192
 """Width in pixels of the part of a scene that is blended at a time."""
@@ -105,6 +105,14 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         for layer in layers:
             layer.train()
     scene = _open_input(config, task.inputs[0].source)
+    trained = read_config(run_directory(config.run)).get("pixel_size")
+    here = abs(scene.grid.transform.determinant) ** 0.5
+    if trained and scene.grid.crs is not None and not 0.8 < here / trained < 1.25:
+        warnings.warn(
+            f"{scene.file} has pixels of {here:.3g}, the model was trained on {trained:.3g} (units "
+            "of the CRS): warp the scene to that size, or train on tiles of this one",
+            stacklevel=2,
+        )
     grid, to = scene.grid.scaled(task.scale), config.to
     others = (to.with_name(f"{to.stem}-{field.name}{to.suffix}") for field in task.outputs[1:])
     targets = [to, *others]
@@ -126,7 +134,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     try:
         folder.mkdir(parents=True)
         with environment, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # no CRS was asked for
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
             outputs = [_Output(folder, field.source, grid) for field in task.outputs]
             for block, valid, stored in blocks:
                 for output in outputs:
