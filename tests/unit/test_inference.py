@@ -19,15 +19,17 @@ from rasterio.windows import Window
 from torch import nn
 
 from ganlab import inference
-from ganlab.config import ApplyConfig, Pix2PixConfig, UNetConfig
+from ganlab.config import ApplyConfig, Pix2PixConfig, TilingConfig, TrainingConfig, UNetConfig
 from ganlab.data.batches import DataSpec, Scaling
 from ganlab.data.scenes import Grid, Scene
 from ganlab.data.store import Source
+from ganlab.data.tiling import tile
 from ganlab.errors import InputError
 from ganlab.inference import apply, generate_scene, spans
 from ganlab.networks.unet import UNet
 from ganlab.tasks.base import Field, Task
 from ganlab.tasks.pix2pix import Pix2Pix
+from ganlab.training import train
 
 CRS = rasterio.crs.CRS.from_epsg(32633)
 PLACE = from_origin(500_000, 5_000_000, 2, 2)
@@ -923,3 +925,30 @@ def test_the_model_is_taken_as_asked_for(tmp_path, monkeypatch, average):
     monkeypatch.setattr(inference, "load_task", load)
     applied(tmp_path, raster(tmp_path / "in.tif", noise((3, 9, 9))), average=average, device="cpu")
     assert asked == [(Path("run"), {"average": average, "device": "cpu"})]
+
+
+@pytest.mark.parametrize(("size", "warns"), [(0.5, False), (0.6, False), (1.0, True), (0.3, True)])
+def test_a_scene_of_another_pixel_size_is_applied_with_a_warning(tmp_path, size, warns):
+    """A network knows houses of a certain width in pixels, whatever the coordinates say."""
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64), np.uint8)
+    files = {}
+    for name, width in (("photo", 0.5), ("same", 0.5), ("other", size)):
+        files[name] = tmp_path / f"{name}.tif"
+        grid = rasterio.Affine(width, 0, 5e5, 0, -width, 5e6)
+        form = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint8"}
+        with rasterio.open(files[name], "w", crs="EPSG:32633", transform=grid, **form) as file:
+            file.write(pixels if name == "photo" else pixels % 2)
+    tile(TilingConfig((str(files["photo"]),), tmp_path / "t", (str(files["same"]),), size=32))
+    shape = UNetConfig(width=4, depth=2)
+    training = TrainingConfig(steps=1, batch_size=1, tensorboard=False, device="cpu")
+    run = train(
+        Pix2PixConfig(generator=shape, adversarial_weight=0.0),
+        tmp_path / "t",
+        tmp_path / "r",
+        training,
+    )
+    config = ApplyConfig(run=run, scene=str(files["other"]), to=tmp_path / "made.tif")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        apply(config)
+    assert any("pixels of" in str(warning.message) for warning in said) == warns

@@ -220,6 +220,12 @@ class TileStore:
             out[i] = self._map(source, shard)[place]
         return out
 
+    def pixel_size(self) -> float | None:
+        """Mean ground size of a tile pixel in units of the CRS; None without coordinates."""
+        grids = [s.transform for s in self.scenes.values() if s.crs is not None]
+        sizes = [abs(a * e - b * d) ** 0.5 for a, b, _, d, e, _ in grids]
+        return sum(sizes) / len(sizes) if sizes else None
+
     def nbytes(self) -> int:
         """Bytes of all tiles in all sources, with the valid masks."""
         return len(self) * sum(source.nbytes(self.size) for source in self._all.values())

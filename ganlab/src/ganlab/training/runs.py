@@ -93,6 +93,7 @@ def train(
         "tiles": os.path.relpath(store.path, run),
         "init": None if init is None else os.path.relpath(init, run),
         "data": spec.to_dict(),
+        "pixel_size": store.pixel_size(),
         "split": _sizes(split),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
     }
