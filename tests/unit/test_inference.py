@@ -41,7 +41,7 @@ class Mapped(Task):
     """A generator without training between two sources."""
 
     def __init__(self, given, made, generator=None, *, scale=1, stride=1, low=0.0, high=255.0):
-        super().__init__(None, None)
+        super().__init__(None, DataSpec({}, {}))
         self.inputs = (self._field(given, low, high),)
         self.outputs = (self._field(made, low, high),)
         self.generator = nn.Identity() if generator is None else generator

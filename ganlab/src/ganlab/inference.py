@@ -30,7 +30,7 @@ from ganlab.data.store import Source
 from ganlab.errors import InputError
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
-from ganlab.training.runs import autocast, decide_precision, load_task, read_config, run_directory
+from ganlab.training.runs import autocast, decide_precision, load_task
 
 SWATH = 8192
 """Width in pixels of the part of a scene that is blended at a time."""
@@ -105,7 +105,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         for layer in layers:
             layer.train()
     scene = _open_input(config, task.inputs[0].source)
-    trained = read_config(run_directory(config.run)).get("pixel_size")
+    trained = task.spec.pixel_size
     here = abs(scene.grid.transform.determinant) ** 0.5
     if trained and scene.grid.crs is not None and not 0.8 < here / trained < 1.25:
         warnings.warn(

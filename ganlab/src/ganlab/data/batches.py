@@ -82,12 +82,15 @@ class DataSpec:
 
     sources: Mapping[str, Source]
     scalings: Mapping[str, Scaling]
+    pixel_size: float | None = None
+    """Ground size of a pixel in units of the CRS; None without coordinates."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "sources": {name: source.to_dict() for name, source in self.sources.items()},
             "scalings": {name: vars(scaling) for name, scaling in self.scalings.items()},
+            "pixel_size": self.pixel_size,
         }
 
     @staticmethod
@@ -96,6 +99,7 @@ class DataSpec:
         return DataSpec(
             {name: from_dict(Source, v) for name, v in values["sources"].items()},
             {name: from_dict(Scaling, v) for name, v in values["scalings"].items()},
+            values["pixel_size"],
         )
 
 
@@ -128,7 +132,7 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
         ends = zip(low, high, strict=True)
         high = tuple(hi if hi > lo else lo + max(1.0, abs(lo)) for lo, hi in ends)
         scalings[name] = Scaling(low, high, tuple(float(band.mean()) for band in bands))
-    return DataSpec(dict(store.sources), scalings)
+    return DataSpec(dict(store.sources), scalings, store.pixel_size())
 
 
 def _per_band(
