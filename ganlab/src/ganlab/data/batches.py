@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ganlab.config import ScalingConfig, from_dict
+from ganlab.config import ScalingConfig, from_dict, to_dict
 from ganlab.data.store import Source, TileStore
 from ganlab.errors import InputError
 from ganlab.randomness import permutation, uniforms
@@ -87,11 +87,7 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "sources": {name: source.to_dict() for name, source in self.sources.items()},
-            "scalings": {name: vars(scaling) for name, scaling in self.scalings.items()},
-            "pixel_size": self.pixel_size,
-        }
+        return to_dict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "DataSpec":
@@ -99,7 +95,7 @@ class DataSpec:
         return DataSpec(
             {name: from_dict(Source, v) for name, v in values["sources"].items()},
             {name: from_dict(Scaling, v) for name, v in values["scalings"].items()},
-            values["pixel_size"],
+            values.get("pixel_size"),
         )
 
 
@@ -138,14 +134,13 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
 def _per_band(
     declared: PerBand, bands: list[npt.NDArray[Any]], natural: float | None, quantile: float
 ) -> PerBand:
-    if len(declared) not in (0, 1, len(bands)):
-        raise InputError(
-            f"scaling: {len(declared)} values for {len(bands)} bands; give one, or one for each"
-        )
+    n = len(bands)
+    if len(declared) not in (0, 1, n):
+        raise InputError(f"scaling: {len(declared)} values for {n} bands; give 1 or {n}")
     if declared:
-        return declared * (len(bands) // len(declared))
+        return declared * (n // len(declared))
     if natural is not None:
-        return (natural,) * len(bands)
+        return (natural,) * n
     return tuple(float(np.quantile(band, quantile)) for band in bands)
 
 

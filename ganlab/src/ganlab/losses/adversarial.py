@@ -45,30 +45,18 @@ def vanilla_generator(real: Tensor | None, fake: Tensor) -> Tensor:
     return F.softplus(-fake)
 
 
-def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """(D(x) - 1)^2 + D(G)^2 (Mao et al. 2017, eq. 9, without its factor 1/2)."""
-    return (real - 1).square() + fake.square()
-
-
-def least_squares_generator(real: Tensor | None, fake: Tensor) -> Tensor:
-    """(D(G) - 1)^2 (Mao et al. 2017, eq. 9, without its factor 1/2)."""
-    return (fake - 1).square()
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """max(0, 1 - D(x)) + max(0, 1 + D(G)) (Lim and Ye 2017; Miyato et al. 2018, eq. 16)."""
-    return F.relu(1 - real) + F.relu(1 + fake)
-
-
-def hinge_generator(real: Tensor | None, fake: Tensor) -> Tensor:
-    """-D(G) (Miyato et al. 2018, eq. 17)."""
-    return -fake
-
-
 LOSSES = {
     "vanilla": AdversarialLoss(vanilla_discriminator, vanilla_generator),
-    "least_squares": AdversarialLoss(least_squares_discriminator, least_squares_generator),
-    "hinge": AdversarialLoss(hinge_discriminator, hinge_generator),
+    # (D(x) - 1)^2 + D(G)^2 and (D(G) - 1)^2 (Mao et al. 2017, eq. 9, without its factor 1/2).
+    "least_squares": AdversarialLoss(
+        lambda real, fake: (real - 1).square() + fake.square(),
+        lambda _, fake: (fake - 1).square(),
+    ),
+    # max(0, 1 - D(x)) + max(0, 1 + D(G)) (Lim and Ye 2017; Miyato et al. 2018, eq. 16) and -D(G).
+    "hinge": AdversarialLoss(
+        lambda real, fake: F.relu(1 - real) + F.relu(1 + fake),
+        lambda _, fake: -fake,
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganlab.errors import InputError
 
@@ -51,13 +51,11 @@ def load(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{path} is not a checkpoint of ganlab (no {FORMAT!r} in it)")
-            return _unpack(json.loads(metadata["tree"]), file)
+            if metadata.get("format") == FORMAT:
+                return _unpack(json.loads(metadata["tree"]), file)
     except (OSError, SafetensorError, KeyError, TypeError, RecursionError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot read checkpoint {path}: {error!r}") from error
+    raise InputError(f"{path} is not a checkpoint of ganlab (no {FORMAT!r} in it)")
 
 
 def name(step: int) -> str:
@@ -106,11 +104,11 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 def _unpack(value: Any, file: Any) -> Any:
     if isinstance(value, list):
         return [_unpack(item, file) for item in value]
-    if isinstance(value, dict) and "tensor" in value:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
         return file.get_tensor(value["tensor"]).clone()  # no map of a file that will be removed
-    if isinstance(value, dict):
-        return {_unpack(k, file): _unpack(v, file) for k, v in value["dict"]}
-    return value
+    return {_unpack(k, file): _unpack(v, file) for k, v in value["dict"]}
 
 
 def _sync(path: Path) -> None:
@@ -121,6 +119,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def finite(module: torch.nn.Module) -> bool:
+def finite(module: nn.Module) -> bool:
     """Whether all parameters are finite; waits for the device once."""
     return bool(torch.stack([p.isfinite().all() for p in module.parameters()]).all())

@@ -22,7 +22,6 @@ PALETTE = (
 )  # fmt: skip
 """Colours of classes in panels: Okabe and Ito's, told apart by colour-blind readers too."""
 
-
 RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))
 
 
@@ -71,12 +70,12 @@ class Records:
     def __init__(self, folder: Path, after: int = 0, tensorboard: bool | None = None) -> None:
         self.folder = folder
         self._lines = folder / "metrics.jsonl"
-        _truncate(self._lines, after)
+        if self._lines.exists():
+            kept = [line for line in read_metrics(folder) if line["step"] <= after]
+            replace_text(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
         installed = importlib.util.find_spec("tensorboard") is not None
         if tensorboard and not installed:
-            raise InputError(
-                "TensorBoard is not installed: pip install tensorboard, or leave it out"
-            )
+            raise InputError("no TensorBoard here: pip install tensorboard, or leave it out")
         self._board: Any = None
         if installed and tensorboard is not False:
             from torch.utils.tensorboard import SummaryWriter
@@ -147,10 +146,8 @@ def panel(rows: list[list[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:
     return np.vstack([np.hstack([np.pad(p, frame, constant_values=255) for p in r]) for r in rows])
 
 
-def _truncate(path: Path, after: int) -> None:
-    if not path.exists():
-        return
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= after]
+def replace_text(path: Path, text: str) -> None:
+    """Write a file at once: a killed process leaves the old text or the new one, never half."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.write_text(text)
     temporary.replace(path)

@@ -8,10 +8,10 @@
     RUN/checkpoints/step-NNNNNNNN.safetensors everything that the next step depends on
 """
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 from ganlab import __version__
 from ganlab.config import TrainingConfig, from_dict, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
-from ganlab.data.store import Source, Split, TileStore
+from ganlab.data.store import Split, TileStore
 from ganlab.errors import InputError
 from ganlab.losses.balance import schedule
 from ganlab.tasks import TASKS
@@ -30,11 +30,11 @@ from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
 from ganlab.training.processes import autocast as autocast
 from ganlab.training.processes import this_process
-from ganlab.training.records import Records, panel, picture
-from ganlab.training.trainer import Trainer
+from ganlab.training.records import Records, panel, picture, replace_text
+from ganlab.training.trainer import OnLog, Trainer
 
 FORMAT = "ganlab run 1"
-OnLog = Callable[[int, dict[str, float]], None]
+About = dict[str, Any]
 LEAST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1, "processes": 1,
     "sample_every": 0, "workers": 0, "generator_lr": 0, "discriminator_lr": 0, "ema": 0,
@@ -51,7 +51,7 @@ def train(
     init: Path | str | None = None,
     on_log: OnLog | None = None,
 ) -> Path:
-    """Train a task on a tile store in a new run directory.
+    """Train a task on a tile store in a new run directory, and return that.
 
     Args:
         task: configuration of the task, for example ``Pix2PixConfig()``.
@@ -60,9 +60,6 @@ def train(
         training: how to train.
         init: a run (or checkpoint) of the same task whose weights and scaling are the start.
         on_log: called with (step, metrics) at every line of metrics.
-
-    Returns:
-        The run directory.
 
     Raises:
         InputError: a path, setting or combination is not usable.
@@ -76,15 +73,11 @@ def train(
         raise InputError(f"{run} is a run already; continue it with: ganlab resume --run {run}")
     _check(config)
     precision = decide_precision(config.precision, _device(config.device))
-    config = dataclasses.replace(config, precision=precision)
+    config = replace(config, precision=precision)
     split = store.split(config.split)
     spec = describe(store, split.train, config.scaling)
     if init is not None:
         spec = _start_from(Path(init), spec)
-    torch.manual_seed(config.seed)
-    model = TASKS[kind](task, spec)
-    if init is not None:
-        _copy_weights(Path(init), model)
     about = {
         "format": FORMAT,
         "task": kind,
@@ -93,12 +86,10 @@ def train(
         "tiles": os.path.relpath(store.path, run),
         "init": None if init is None else os.path.relpath(init, run),
         "data": spec.to_dict(),
-        "pixel_size": store.pixel_size(),
         "split": _sizes(split),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
     }
-    _fit(run, model, store, config, about, None, on_log)
-    return run
+    return _fit(run, about, store, init, on_log)
 
 
 def resume(
@@ -108,16 +99,13 @@ def resume(
     steps: int | None = None,
     on_log: OnLog | None = None,
 ) -> Path:
-    """Continue a run exactly where its newest checkpoint was taken.
+    """Continue a run exactly where its newest checkpoint was taken, and return it.
 
     Args:
         run: the run directory.
         tiles: where the tile store is now, if it moved.
         steps: train to this step in place of the one first asked for.
         on_log: as for :func:`train`.
-
-    Returns:
-        The run directory.
 
     Raises:
         InputError: no run directory, a damaged checkpoint, or other tiles than it began with.
@@ -127,21 +115,15 @@ def resume(
     about = read_config(run)
     if steps is not None:
         about["training"]["steps"] = steps
-    config = from_dict(TrainingConfig, about["training"])
+    _, spec, config = _parts(about)
     _check(config)
-    store, spec = TileStore.open(Path(tiles or run / about["tiles"])), _spec(about)
+    store = TileStore.open(Path(tiles or run / about["tiles"]))
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
     if not same or _sizes(store.split(config.split)) != about["split"]:
         raise InputError(f"{store.path} holds other tiles than {run} began with; it needs those")
     about["tiles"] = os.path.relpath(store.path, run)
-    torch.manual_seed(config.seed)
-    model = TASKS[about["task"]](_settings(about), spec)
-    found = checkpoints.all_in(run / "checkpoints")
-    if not found and about["init"] is not None:
-        _copy_weights(run / about["init"], model)
-    _fit(run, model, store, config, about, checkpoints.load(found[-1]) if found else None, on_log)
-    return run
+    return _fit(run, about, store, about["init"] and run / about["init"], on_log)
 
 
 def load_task(run: Path | str, *, average: bool = True, device: str = "auto") -> Task:
@@ -153,14 +135,18 @@ def load_task(run: Path | str, *, average: bool = True, device: str = "auto") ->
         device: auto, cuda, mps or cpu.
     """
     path = Path(run)
-    about = read_config(run_directory(path))
+    task = _untrained(read_config(run_directory(path)))
     state = checkpoints.load(path if path.is_file() else checkpoints.latest(path / "checkpoints"))
-    task = TASKS[about["task"]](_settings(about), _spec(about))
-    _load_weights(task, state, average)
+    if average and state["ema"] is not None:
+        del state["ema"]["n_averaged"]
+        averaged = {name.removeprefix("module."): value for name, value in state["ema"].items()}
+        state["players"]["generator"] = averaged
+    for name, weights in state["players"].items():
+        getattr(task, name).load_state_dict(weights)
     return task.to(_device(device)).eval()
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> About:
     """``config.json`` of a run directory.
 
     Raises:
@@ -168,18 +154,17 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.json"
     try:
-        about: dict[str, Any] = json.loads(path.read_text())
+        about: About = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{run} is not a run directory: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     kind = about.get("task") if isinstance(about, dict) else None
     if not isinstance(kind, str) or kind not in TASKS or about.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: expected {FORMAT!r} with a task among {sorted(TASKS)}, found task {kind!r}"
-        )
+        expected = f"{FORMAT!r} with a task among {sorted(TASKS)}"
+        raise InputError(f"{path}: expected {expected}, found task {kind!r}")
     try:
-        _settings(about), _spec(about), from_dict(TrainingConfig, about["training"])
+        _parts(about)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not fit this version of ganlab: {error!r}") from error
     return about
@@ -191,19 +176,18 @@ def decide_precision(precision: str, device: torch.device) -> Any:
         return precision
     if device.type != "cuda":
         return "fp32"
-    native = torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if native else "fp16"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def _fit(
-    run: Path,
-    model: Task,
-    store: TileStore,
-    config: TrainingConfig,
-    about: dict[str, Any],
-    state: dict[str, Any] | None,
-    on_log: OnLog | None,
-) -> None:
+    run: Path, about: About, store: TileStore, init: Path | str | None, on_log: OnLog | None
+) -> Path:
+    """Make what ``about`` describes, go on from the newest checkpoint if there is one, train."""
+    _, spec, config = _parts(about)
+    torch.manual_seed(config.seed)
+    task, found = _untrained(about), checkpoints.all_in(run / "checkpoints")
+    if init is not None and not found:
+        _copy_weights(Path(init), task)
     processes = this_process()
     if processes.num_processes != config.processes:
         raise InputError(
@@ -211,30 +195,39 @@ def _fit(
             f"torchrun --nproc_per_node {config.processes} or accelerate launch"
         )
     device = processes.device if config.processes > 1 else _device(config.device)
-    split = store.split(config.split)
+    resident, split = config.resident, store.split(config.split)
+    if resident is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        resident = store.nbytes() < free / 2
     batches = Batches(
         store,
         split.train,
-        model.spec,
+        spec,
         batch_size=config.batch_size,
         crop=config.crop,
         augment=config.augment,
         seed=config.seed,
         device=device,
-        resident=_resident(config, store, device),
+        resident=resident,
         rank=processes.process_index,
         world=processes.num_processes,
     )
-    trainer = Trainer(model, batches, config, run, device=device)
-    if state is not None:
-        trainer.load_state_dict(state)
-    if processes.is_main_process:
-        store.verify()
-        _write_config(run, about)
-        for leftover in run.rglob("*.tmp"):
-            leftover.unlink()
-        records = Records(run, trainer.step, config.tensorboard)
-        shown = split.validation if len(split.validation) else split.train
+    trainer = Trainer(task, batches, config, run, device=device)
+    if found:
+        trainer.load_state_dict(checkpoints.load(found[-1]))
+    if not processes.is_main_process:
+        trainer.fit()
+        return run
+    store.verify()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        replace_text(run / "config.json", json.dumps(about, indent=1))
+    except OSError as error:
+        raise InputError(f"cannot write the run directory {run}: {error}") from error
+    for leftover in run.rglob("*.tmp"):
+        leftover.unlink()
+    shown = split.validation if len(split.validation) else split.train
+    with closing(Records(run, trainer.step, config.tensorboard)) as records:
 
         def log(step: int, values: dict[str, float]) -> None:
             records.metrics(step, values)
@@ -243,14 +236,10 @@ def _fit(
 
         trainer.on_log = log
         trainer.on_sample = lambda step, generator: _sample(
-            step, generator, trainer.task, batches, shown, records
+            step, generator, task, batches, shown, records
         )
-        try:
-            trainer.fit()
-        finally:
-            records.close()
-    else:
         trainer.fit()
+    return run
 
 
 @torch.no_grad()
@@ -269,28 +258,17 @@ def _sample(
     records.samples(step, panel([list(row) for row in zip(*columns, strict=True)]))
 
 
-def _load_weights(task: Task, state: dict[str, Any], average: bool) -> None:
-    players = state["players"]
-    task.generator.load_state_dict(players["generator"])
-    if task.discriminator is not None and "discriminator" in players:
-        task.discriminator.load_state_dict(players["discriminator"])
-    if average and state["ema"] is not None:
-        prefix = "module."
-        averaged = {k[len(prefix) :]: v for k, v in state["ema"].items() if k.startswith(prefix)}
-        task.generator.load_state_dict(averaged)
-
-
 def _start_from(init: Path, measured: DataSpec) -> DataSpec:
     """The sources of the new tiles with the scaling that the earlier run learned with."""
-    earlier = _spec(read_config(run_directory(init)))
+    _, earlier, _ = _parts(read_config(run_directory(init)))
     for name, source in measured.sources.items():
         known = earlier.sources.get(name)
-        if known is None or _kind_of(known) != _kind_of(source):
+        if known is None or replace(known, nodata=None) != replace(source, nodata=None):
             raise InputError(
                 f"{init} was trained on {name!r} = {known}; these tiles have {source}; "
                 "bands, dtype and classes must be the same to start from its weights"
             )
-    return DataSpec(measured.sources, earlier.scalings)
+    return DataSpec(measured.sources, earlier.scalings, measured.pixel_size)
 
 
 def _copy_weights(init: Path, model: Task) -> None:
@@ -301,13 +279,7 @@ def _copy_weights(init: Path, model: Task) -> None:
             model.discriminator.load_state_dict(donor.discriminator.state_dict())
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise InputError(
-            f"the networks of {init} have another shape than these settings: {first}"
-        ) from error
-
-
-def _kind_of(source: Source) -> tuple[Any, ...]:
-    return source.kind, source.dtype, source.bands, source.factor, source.classes
+        raise InputError(f"{init} has networks of another shape than these: {first}") from error
 
 
 def run_directory(path: Path) -> Path:
@@ -315,12 +287,14 @@ def run_directory(path: Path) -> Path:
     return path.parent.parent if path.is_file() else path
 
 
-def _spec(about: dict[str, Any]) -> DataSpec:
-    return DataSpec.from_dict(about["data"])
+def _parts(about: About) -> tuple[Any, DataSpec, TrainingConfig]:
+    """Settings of the task, data and training, as ``config.json`` holds them."""
+    settings: Any = from_dict(TASKS[about["task"]].config_type, about["settings"])
+    return settings, DataSpec.from_dict(about["data"]), from_dict(TrainingConfig, about["training"])
 
 
-def _settings(about: dict[str, Any]) -> Any:
-    return from_dict(TASKS[about["task"]].config_type, about["settings"])
+def _untrained(about: About) -> Task:
+    return TASKS[about["task"]](*_parts(about)[:2])
 
 
 def _sizes(split: Split) -> dict[str, int]:
@@ -337,35 +311,10 @@ def _check(config: TrainingConfig) -> None:
     schedule(config.lr_schedule, 0, config.steps)
 
 
-def _write_config(run: Path, about: dict[str, Any]) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        temporary = run / "config.json.tmp"
-        temporary.write_text(json.dumps(about, indent=1))
-        temporary.replace(run / "config.json")
-    except OSError as error:
-        raise InputError(f"cannot write the run directory {run}: {error}") from error
-
-
-def _resident(config: TrainingConfig, store: TileStore, device: torch.device) -> bool:
-    if config.resident is not None:
-        return config.resident
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return store.nbytes() < free / 2
-
-
 def _device(name: str) -> torch.device:
     """The device of a configuration; auto takes cuda, then mps, then cpu."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available.get(name, False):
-        usable = [kind for kind, there in available.items() if there]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    usable = [kind for kind, available in {**there, "cpu": True}.items() if available]
+    if name not in ("auto", *usable):
         raise InputError(f"no device {name!r} here; use one of {usable}")
-    return torch.device(name)
+    return torch.device(usable[0] if name == "auto" else name)

@@ -15,13 +15,14 @@ from ganlab.config import TrainingConfig
 from ganlab.data.batches import Batch, Batches
 from ganlab.errors import TrainingFailed
 from ganlab.losses.adversarial import Heads, Penalty, Verdict, full
-from ganlab.losses.balance import Balance, Terms, schedule
+from ganlab.losses.balance import Balance, Terms, Weights, schedule
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
 from ganlab.training.processes import autocast, average_gradients, interruptible, this_process
 from ganlab.training.records import Meter
 
+OnLog = Callable[[int, dict[str, float]], None]
 NEVER = 2**62
 
 
@@ -50,7 +51,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         balances: tuple[Balance, Balance | None] | None = None,
         penalties: Sequence[Penalty] = (),
-        on_log: Callable[[int, dict[str, float]], None] | None = None,
+        on_log: OnLog | None = None,
         on_sample: Callable[[int, nn.Module], None] | None = None,
     ) -> None:
         self.state, self.device = this_process(), torch.device(device)
@@ -84,7 +85,10 @@ class Trainer:
             for batch in self.batches.stream(self.step, every.steps, every.workers):
                 self.train_step(batch)
                 if self.step % every.log_every == 0:
-                    self._log()
+                    values = self._meter.means()
+                    self._stop_if_bad()
+                    if self.on_log:
+                        self.on_log(self.step, values)
                 if self.on_sample and every.sample_every and self.step % every.sample_every == 0:
                     self.on_sample(self.step, self.averaged)
                 if self.step % every.checkpoint_every == 0:
@@ -155,9 +159,7 @@ class Trainer:
         condition, real, fake = self.task.judged(batch, out)
         return Verdict(judge, condition, real, fake, batch["valid"])
 
-    def _update(
-        self, player: str, total: Tensor, terms: Terms, weights: dict[str, float | Tensor]
-    ) -> None:
+    def _update(self, player: str, total: Tensor, terms: Terms, weights: Weights) -> None:
         optimizer = self.optimizers[player]
         optimizer.zero_grad()
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
@@ -178,12 +180,6 @@ class Trainer:
         # Young averages follow faster, so that the random start is forgotten in time.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averages, values, 1 - decay)
-
-    def _log(self) -> None:
-        values = self._meter.means()
-        self._stop_if_bad()
-        if self.on_log:
-            self.on_log(self.step, values)
 
     def _stop_if_bad(self) -> None:
         bad = int(-reduce(-self._bad, "max")) if self.state.num_processes > 1 else int(self._bad)
