@@ -186,6 +186,8 @@ def _write(path: Path, result: dict[str, Any]) -> None:
         for name, row in result["rows"].items()
     }
     try:
-        path.write_text(json.dumps(result | {"rows": rows}, indent=1), encoding="utf-8")
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(result | {"rows": rows}, indent=1), encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}; name another file by --to") from error

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ganlab.config import ScalingConfig, from_dict, to_dict
 from ganlab.data.store import Source, TileStore
@@ -154,7 +154,7 @@ class _Plan:
     turn: npt.NDArray[np.bool_]  # (B, 3): flip rows, flip columns, transpose
 
 
-class Batches(Dataset[Batch]):
+class Batches:
     """The batches of a training: ``batches[step]`` depends on (seed, step) and nothing else.
 
     Args:
@@ -196,26 +196,26 @@ class Batches(Dataset[Batch]):
         self.batch_size, self.crop, self.augment = batch_size, crop or store.size, augment
         self.seed, self.device = seed, torch.device(device)
         self.rank, self.world = rank, world
-        self._resident: Batch | None = None
-        if resident:
-            self._resident = {k: v.to(self.device) for k, v in self._read(self.tiles).items()}
+        kept = self._read(self.tiles) if resident else {}
+        self._resident = {name: pixels.to(self.device) for name, pixels in kept.items()}
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of one step, on the device (see the module's words on what is in it)."""
         plan = self._plan(step)
-        if self._resident is None:
-            return self._make(self._read(plan.tiles), plan)
-        return self._make(self._resident, plan, np.searchsorted(self.tiles, plan.tiles))
+        if self._resident:
+            return self._make(self._resident, plan, np.searchsorted(self.tiles, plan.tiles))
+        return self._make(self._read(plan.tiles), plan)
 
     def stream(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop - 1``; ``workers`` processes read ahead."""
-        if self._resident is not None or workers == 0:
+        if self._resident or workers == 0:
             yield from (self[step] for step in range(start, stop))
             return
         loader: DataLoader[Batch] = DataLoader(
-            _HostReader(self),
+            range(stop),  # type: ignore[arg-type]
             batch_size=None,
             sampler=range(start, stop),
+            collate_fn=self._read_step,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
@@ -231,8 +231,7 @@ class Batches(Dataset[Batch]):
 
     def _plan(self, step: int) -> _Plan:
         share = self.batch_size // self.world
-        first = step * self.batch_size + self.rank * share
-        position = np.arange(first, first + share)
+        position = step * self.batch_size + self.rank * share + np.arange(share)
         epoch, place = np.divmod(position, len(self.tiles))
         order = {e: permutation(self.seed, int(e), len(self.tiles)) for e in np.unique(epoch)}
         tiles = self.tiles[[order[e][p] for e, p in zip(epoch, place, strict=True)]]
@@ -246,6 +245,10 @@ class Batches(Dataset[Batch]):
         # torch indexes no uint16 on all devices; the same bits travel as int16.
         bits = {k: v.view(np.int16) if v.dtype == np.uint16 else v for k, v in raw.items()}
         return {name: torch.from_numpy(array) for name, array in bits.items()}
+
+    def _read_step(self, step: int) -> Batch:
+        """What loader processes run: reading only, no work on the device."""
+        return self._read(self._plan(step).tiles)
 
     def _make(self, raw: Batch, plan: _Plan, rows: Tiles | None = None) -> Batch:
         """The batch of a plan, whose tiles are the given rows of ``raw`` (if None, all)."""
@@ -264,16 +267,6 @@ class Batches(Dataset[Batch]):
                 batch[name] = stored.long()
         batch["sample"] = torch.from_numpy(plan.tiles).to(self.device, non_blocking=True)
         return batch
-
-
-class _HostReader(Dataset[Batch]):
-    """What loader processes run: reading only, no work on the device."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.batches._read(self.batches._plan(step).tiles)
 
 
 def _cut(data: Tensor, rows: Tiles, plan: _Plan, factor: int = 1) -> Tensor:
