@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ganlab.config import ScalingConfig, from_dict, to_dict
 from ganlab.data.store import Source, TileStore
@@ -212,10 +212,9 @@ class Batches:
             yield from (self[step] for step in range(start, stop))
             return
         loader: DataLoader[Batch] = DataLoader(
-            range(stop),  # type: ignore[arg-type]
+            _HostReader(self),
             batch_size=None,
             sampler=range(start, stop),
-            collate_fn=self._read_step,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
@@ -246,10 +245,6 @@ class Batches:
         bits = {k: v.view(np.int16) if v.dtype == np.uint16 else v for k, v in raw.items()}
         return {name: torch.from_numpy(array) for name, array in bits.items()}
 
-    def _read_step(self, step: int) -> Batch:
-        """What loader processes run: reading only, no work on the device."""
-        return self._read(self._plan(step).tiles)
-
     def _make(self, raw: Batch, plan: _Plan, rows: Tiles | None = None) -> Batch:
         """The batch of a plan, whose tiles are the given rows of ``raw`` (if None, all)."""
         rows = np.arange(len(plan.tiles)) if rows is None else rows
@@ -267,6 +262,16 @@ class Batches:
                 batch[name] = stored.long()
         batch["sample"] = torch.from_numpy(plan.tiles).to(self.device, non_blocking=True)
         return batch
+
+
+class _HostReader(Dataset[Batch]):
+    """What loader processes run: reading only, no work on the device."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batches._read(self.batches._plan(step).tiles)
 
 
 def _cut(data: Tensor, rows: Tiles, plan: _Plan, factor: int = 1) -> Tensor:

@@ -68,8 +68,7 @@ class Records:
     """
 
     def __init__(self, folder: Path, after: int = 0, tensorboard: bool | None = None) -> None:
-        self.folder = folder
-        self._lines = folder / "metrics.jsonl"
+        self.folder, self._lines = folder, folder / "metrics.jsonl"
         if self._lines.exists():
             kept = [line for line in read_metrics(folder) if line["step"] <= after]
             replace_text(self._lines, "".join(json.dumps(line) + "\n" for line in kept))

@@ -35,11 +35,6 @@ from ganlab.training.trainer import OnLog, Trainer
 
 FORMAT = "ganlab run 1"
 About = dict[str, Any]
-LEAST = {
-    "steps": 1, "batch_size": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1, "processes": 1,
-    "sample_every": 0, "workers": 0, "generator_lr": 0, "discriminator_lr": 0, "ema": 0,
-}  # fmt: skip
-"""The smallest value of each number in a ``TrainingConfig``."""
 
 
 def train(
@@ -303,9 +298,11 @@ def _sizes(split: Split) -> dict[str, int]:
 
 
 def _check(config: TrainingConfig) -> None:
-    for name, least in LEAST.items():
-        if not getattr(config, name) >= least:
-            raise InputError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+    counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "processes")
+    for name in (*counts, "sample_every", "workers", "generator_lr", "discriminator_lr", "ema"):
+        value, least = getattr(config, name), int(name in counts)
+        if not value >= least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
     if not (config.ema < 1 and all(0 <= beta < 1 for beta in config.betas)):
         raise InputError(f"ema {config.ema} and betas {config.betas} must lie in [0, 1)")
     schedule(config.lr_schedule, 0, config.steps)

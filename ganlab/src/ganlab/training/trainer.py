@@ -55,7 +55,7 @@ class Trainer:
         on_sample: Callable[[int, nn.Module], None] | None = None,
     ) -> None:
         self.state, self.device = this_process(), torch.device(device)
-        on_cuda, rates = self.device.type == "cuda", (config.generator_lr, config.discriminator_lr)
+        on_cuda = self.device.type == "cuda"
         layout = torch.channels_last if on_cuda else torch.contiguous_format
         self.task = task.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.batches, self.config, self.folder = batches, config, folder
@@ -64,7 +64,7 @@ class Trainer:
         self.players: dict[str, nn.Module] = {"generator": task.generator}
         if task.discriminator is not None:
             self.players["discriminator"] = task.discriminator
-        self.rates = dict(zip(("generator", "discriminator"), rates, strict=True))
+        self.rates = {"generator": config.generator_lr, "discriminator": config.discriminator_lr}
         self.optimizers = {
             name: torch.optim.Adam(player.parameters(), betas=config.betas, fused=on_cuda)
             for name, player in self.players.items()
