@@ -170,7 +170,7 @@ class Trainer:
             finite = finite & nn.utils.get_total_norm(gradients).isfinite()
         self.scaler.step(optimizer)
         self.scaler.update()
-        here = torch.tensor(self.step, device=self.device)
+        here = torch.full_like(self._bad, self.step)  # a copy from the host could wait
         self._bad = torch.where(finite, self._bad, self._bad.minimum(here))
         self._meter.add({f"{player}/{name}": term for name, term in terms.items()})
         self._meter.add({f"{player}/total": total})
