@@ -64,6 +64,15 @@ def main() -> None:
             "epoch, tiles decoded from the scene": (seconds(decode), 1.0, "ratio"),
         }
         base = rows["epoch, tiles decoded from the scene"][0]
+
+        def read() -> None:
+            """The same pixels from the store, neither augmented nor scaled."""
+            for number in range(len(store)):
+                for source in ("image", "label", "valid"):
+                    store.read(source, np.array([number]))
+
+        spent = seconds(read)
+        rows["epoch, tile store, reading alone"] = (spent, base / spent, "times faster")
         for title, source in {"tile store": batches, "resident tiles": resident}.items():
             spent = seconds(lambda source=source: [source[i] for i in range(steps)])  # type: ignore[misc]
             rows[f"epoch, {title}"] = (spent, base / spent, "times faster, augmented and scaled")
