@@ -952,3 +952,18 @@ def test_a_scene_of_another_pixel_size_is_applied_with_a_warning(tmp_path, size,
         warnings.simplefilter("always")
         apply(config)
     assert any("pixels of" in str(warning.message) for warning in said) == warns
+
+
+def test_settings_and_checkpoint_that_do_not_fit(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64), np.uint8)
+    form = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "s.tif", "w", crs=CRS, transform=PLACE, **form) as file:
+        file.write(pixels)
+    tile(TilingConfig((str(tmp_path / "s.tif"),), tmp_path / "t", size=32))
+    task = Pix2PixConfig("image", "image", UNetConfig(width=4, depth=2), adversarial_weight=0.0)
+    training = TrainingConfig(steps=1, batch_size=1, tensorboard=False, device="cpu")
+    run = train(task, tmp_path / "t", tmp_path / "r", training)
+    about = (run / "config.json").read_text()
+    (run / "config.json").write_text(about.replace('"width": 4', '"width": 8', 1))
+    with pytest.raises(InputError, match="do not fit: .*size mismatch"):
+        apply(ApplyConfig(run=run, scene=str(tmp_path / "s.tif"), to=tmp_path / "m.tif"))

@@ -128,7 +128,7 @@ class UNet(nn.Module):
     def keep_dropout(self, on: bool = True) -> None:
         """Let dropout act in evaluation too, and nothing else of the training mode.
 
-        pix2pix generates this way: dropout is its only noise (Isola et al. 2017, section 3.2).
+        pix2pix generates this way: dropout is its only noise (Isola et al. 2017, section 3.1).
         """
         for layer in self.modules():
             if isinstance(layer, Dropout):

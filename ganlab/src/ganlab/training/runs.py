@@ -128,6 +128,9 @@ def load_task(run: Path | str, *, average: bool = True, device: str = "auto") ->
         run: ``RUN`` or ``RUN/checkpoints/step-NNNNNNNN.safetensors``.
         average: use the averaged generator, if the run has one.
         device: auto, cuda, mps or cpu.
+
+    Raises:
+        InputError: no run, a damaged checkpoint, or networks of another shape than the settings'.
     """
     path = Path(run)
     task = _untrained(read_config(run_directory(path)))
@@ -136,8 +139,12 @@ def load_task(run: Path | str, *, average: bool = True, device: str = "auto") ->
         del state["ema"]["n_averaged"]
         averaged = {name.removeprefix("module."): value for name, value in state["ema"].items()}
         state["players"]["generator"] = averaged
-    for name, weights in state["players"].items():
-        getattr(task, name).load_state_dict(weights)
+    try:
+        for name, weights in state["players"].items():
+            getattr(task, name).load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"{run}: config.json and checkpoint do not fit: {first}") from error
     return task.to(_device(device)).eval()
 
 
