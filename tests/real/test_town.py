@@ -2,6 +2,8 @@
 
 Banepa, Nepal: a drone orthomosaic with the footprints of OpenStreetMap, at 0.6 m. A U-Net of 16
 filters learns for 600 steps on part of the ground, once with L1 alone and once against a PatchGAN.
+Instance norm and up-sampling without transposed convolutions: with channel norm and transposed
+ones the distances are won too, but by a regular pattern that no eye would take for a town.
 """
 
 import dataclasses
@@ -44,8 +46,8 @@ pytestmark = [
 TOWN = Path(os.environ.get("GANLAB_REAL_DATA", ""), "buildings", "banepa_nepal_train")
 SPLIT = SplitConfig(block=256, validation=0.1, test=0.25)
 WITH_OPPONENT = Pix2PixConfig(
-    generator=UNetConfig(width=16, depth=5),
-    discriminator=PatchGANConfig(width=16, layers=2),
+    generator=UNetConfig(width=16, depth=5, norm="instance", up="resize"),
+    discriminator=PatchGANConfig(width=16, layers=2, norm="instance"),
     reconstruction_weight=10.0,
 )
 TASKS = {
