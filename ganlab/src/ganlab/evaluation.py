@@ -22,6 +22,7 @@ from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.store import TileStore
 from ganlab.errors import InputError
 from ganlab.tasks.base import Field, Task
+from ganlab.training.records import replace_text
 from ganlab.training.runs import load_task, read_config, run_directory
 
 DATA_RANGE = 2.0
@@ -186,8 +187,6 @@ def _write(path: Path, result: dict[str, Any]) -> None:
         for name, row in result["rows"].items()
     }
     try:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(result | {"rows": rows}, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, json.dumps(result | {"rows": rows}, indent=1))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}; name another file by --to") from error

@@ -30,7 +30,8 @@ from ganlab.data.store import Source
 from ganlab.errors import InputError
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
-from ganlab.training.runs import autocast, decide_precision, load_task
+from ganlab.training.processes import autocast
+from ganlab.training.runs import decide_precision, load_task
 
 SWATH = 8192
 """Width in pixels of the part of a scene that is blended at a time."""

@@ -28,7 +28,6 @@ from ganlab.losses.balance import schedule
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
-from ganlab.training.processes import autocast as autocast
 from ganlab.training.processes import this_process
 from ganlab.training.records import Records, panel, picture, replace_text
 from ganlab.training.trainer import OnLog, Trainer
