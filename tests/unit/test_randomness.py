@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ganlab.randomness import derived_seed, permutation, uniforms
+from ganlab.randomness import derived_seed, draws, keys, permutation, uniforms
 
 MASK = 2**64 - 1
 INTS = st.integers(-(2**63), 2**63 - 1)
@@ -139,3 +139,26 @@ def test_one_draw_of_every_call_is_left_alone():
     uniforms(0, 0, [1], "crop", 3), permutation(0, 77, 5), derived_seed(1, 2)
     assert np.random.rand() == expected  # noqa: NPY002
     assert (torch.get_rng_state() == state).all()
+
+
+@given(INTS, st.integers(-1, 1000), st.lists(INTS, min_size=1, max_size=4), st.text(max_size=5))
+def test_draws_on_a_device_are_the_whole_number_formula(seed, epoch, samples, purpose):
+    names = keys(seed, epoch, np.array(samples))
+    assert [int(n) & MASK for n in names] == [key(seed, epoch, sample) for sample in samples]
+    found = draws(torch.from_numpy(names), purpose, 3)
+    for i, name in enumerate(names):
+        for n in range(3):
+            bits = mix((mix((int(name) & MASK) ^ key(purpose)) + n * 0x9E3779B97F4A7C15) & MASK)
+            assert found[i, n].item() == (bits >> 40) / 2**24
+
+
+def test_draws_of_neighbouring_keys_and_purposes_are_independent():
+    names = torch.from_numpy(keys(0, 0, np.arange(4000)))
+    a, b = draws(names, "a", 16), draws(names, "b", 16)
+    pairs = ((a, b), (a[:, :-1], a[:, 1:]), (a[:-1], a[1:]))
+    for first, second in pairs:
+        together = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+        assert abs(together) < 5 / first.numel() ** 0.5
+    assert a.mean().item() == pytest.approx(0.5, abs=5 / (12 * a.numel()) ** 0.5)
+    counts = torch.histc(a, 16, 0, 1)
+    assert counts.max() - counts.min() < 10 * (a.numel() / 16) ** 0.5

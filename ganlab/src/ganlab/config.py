@@ -15,6 +15,10 @@ from typing import Any, Literal, TypeVar
 Norm = Literal["batch", "instance", "channel", "none"]
 Up = Literal["transposed", "resize", "subpixel"]
 Adversarial = Literal["vanilla", "least_squares", "hinge"]
+HoleKind = Literal[
+    "rectangle", "circle", "polygon", "stroke", "stripe", "cloud", "footprint", "file"
+]
+MaskMeaning = Literal["nonzero", "landsat_pre", "landsat_c1", "landsat_c2"]
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,117 @@ class Pix2PixConfig:
 
 
 @dataclass(frozen=True)
+class HolesConfig:
+    """Which pixels are taken away, for training and for evaluation."""
+
+    kinds: tuple[HoleKind, ...] = ("polygon", "stroke", "cloud")
+    """Shapes; every tile draws one of them."""
+    coverage: tuple[float, float] = (0.1, 0.4)
+    """Share of a tile that is missing, drawn between these two."""
+    files: tuple[Path, ...] = ()
+    """For kind "file": rasters of real masks, from which pieces are cut."""
+    read_as: MaskMeaning = "nonzero"
+    """What the values of those files mean: not zero, or the bits of a Landsat quality band
+    (pre-collection, collection 1, collection 2), of which clouds are taken."""
+    classes: tuple[int, ...] = ()
+    """Values of those files that mean missing, in place of read_as."""
+    footprints: str = "label"
+    """For kind "footprint": the label source of the tile store."""
+    footprint_classes: tuple[int, ...] = (1,)
+    """Its classes that are buildings."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """A network trained on photographs, whose activations are compared."""
+
+    network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
+    """efficientnet-lite0 has its weights in the extra "perceptual"; those of vgg16-bn are fetched."""
+    weights: str = "imagenet"
+    """imagenet, random, or a file of weights (a state dict, or safetensors)."""
+    layers: tuple[str, ...] = ()
+    """Which activations, "logits" among them; a choice of the network's if not given."""
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Shape of an encoder-decoder that fills holes at a quarter of the resolution."""
+
+    layer: Literal["gated", "partial", "plain"] = "gated"
+    """Gated convolutions (Yu et al. 2019), partial ones (Liu et al. 2018), or neither."""
+    width: int = 32
+    """Channels at full resolution; twice and four times as many further down."""
+    norm: Norm = "channel"
+    """Normalization inside the layers."""
+    dilations: tuple[int, ...] = (2, 4, 8, 16)
+    """Dilated layers in the middle, which see far."""
+
+
+@dataclass(frozen=True)
+class HoleJudgeConfig:
+    """Shape of the discriminators for filled images."""
+
+    width: int = 32
+    """Channels of the first layer, free of the generator's."""
+    layers: int = 3
+    """Layers with stride 2."""
+    norm: Norm = "none"
+    """Normalization, absent in the first and the last layer."""
+    attention: bool = False
+    """Self-attention after the second layer."""
+    local: Literal["zeroed", "crop", "none"] = "zeroed"
+    """Beside the whole image a second one judges the hole: everything outside it set to zero, or
+    a square around its middle (Iizuka et al. 2017); or no second one."""
+
+
+@dataclass(frozen=True)
+class InpaintingConfig:
+    """Fill holes in one stage, judged as a whole and locally (Iizuka et al. 2017)."""
+
+    image: str = "image"
+    """What is filled: an image source of the tile store."""
+    holes: HolesConfig = field(default_factory=HolesConfig)
+    generator: EncoderDecoderConfig = field(default_factory=EncoderDecoderConfig)
+    discriminator: HoleJudgeConfig = field(default_factory=HoleJudgeConfig)
+    fill: Literal["constant", "mean", "harmonic"] = "constant"
+    """What stands in the holes when the network sees them: a constant, the mean of the known
+    pixels, or a smooth continuation of them."""
+    fill_value: float = 0.0
+    """The constant, in network units, where -1 to 1 is the range of the data."""
+    residual: bool = False
+    """Let the network add to what fill put there, in place of painting anew."""
+    adversarial: Adversarial = "hinge"
+    """The game that the networks play."""
+    adversarial_weight: float = 0.1
+    """Weight of the adversarial term for the generator; 0 trains without discriminator."""
+    hole_weight: float = 6.0
+    """Weight of the L1 distance in the hole, per pixel of the hole."""
+    valid_weight: float = 1.0
+    """Weight of the L1 distance around it, per known pixel."""
+    variation_weight: float = 0.0
+    """Weight of total variation in and just around the hole."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance of activations (see features), of the raw and the composed image."""
+    style_weight: float = 0.0
+    """Weight of the distance of their Gram matrices."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    discriminator_factor: float = 1.0
+    """Factor of the discriminator's loss."""
+
+
+@dataclass(frozen=True)
+class TwoStageConfig(InpaintingConfig):
+    """Fill holes coarsely, then refine with self-attention (after CMUNet, Shao et al. 2022)."""
+
+    refinement: EncoderDecoderConfig = field(
+        default_factory=lambda: EncoderDecoderConfig(dilations=(2, 4, 8, 16))
+    )
+    """The second stage: the same form around one layer of self-attention."""
+    coarse_weight: float = 1.0
+    """Weight of the coarse stage's two distances, relative to those of the refined one."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How a task is trained."""
 
@@ -255,6 +370,14 @@ class ApplyConfig:
     """Vector input: the attribute that holds the class."""
     like: str | None = None
     """Vector input: a raster whose grid the output takes."""
+    mask: str | None = None
+    """Models that fill holes: a raster on the scene's grid that says where they are; if not
+    given, they are the scene's missing pixels (nodata)."""
+    read_as: MaskMeaning = "nonzero"
+    """What the mask's values mean: not zero is missing, or a Landsat quality band
+    (pre-collection, collection 1, collection 2) whose clouds and their shadows are missing."""
+    classes: tuple[int, ...] = ()
+    """Values of the mask that mean missing, in place of read_as."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"

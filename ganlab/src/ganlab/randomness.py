@@ -7,9 +7,13 @@ resumed run and two processes all agree.
 
 import zlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UInts = npt.NDArray[np.uint64]
 
@@ -56,6 +60,43 @@ def uniforms(
     key = _key(seed, epoch, samples, purpose)[:, None]
     bits = _key(key, np.arange(count, dtype=np.int64)[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def keys(
+    seed: int, epoch: "int | npt.NDArray[np.integer]", samples: npt.ArrayLike
+) -> npt.NDArray[np.int64]:
+    """One number for each sample from which all its later draws follow: ``(n,)`` int64.
+
+    Made on the host, it travels with the batch; :func:`draws` unfolds it on the device.
+    """
+    return _key(seed, epoch, np.asarray(samples, np.int64).reshape(-1)).view(np.int64)
+
+
+def draws(keys: "Tensor", purpose: str, count: int) -> "Tensor":
+    """Draw ``count`` numbers in [0, 1) for each key, on the device of the keys.
+
+    Whole-number arithmetic only, so every kind of device gives the same bits.
+
+    Args:
+        keys: ``(B,)`` int64, from :func:`keys`.
+        purpose: what the numbers are for; other purposes get independent numbers.
+        count: numbers for each key.
+
+    Returns:
+        ``(B, count)`` float32 with 24 random bits.
+    """
+    import torch
+
+    def mix(x: "Tensor") -> "Tensor":
+        # As _mix, in int64: products wrap, and >> must not drag the sign along.
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+            x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+        return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+    step, name = -0x61C8864680B583EB, int(_key(purpose).view(np.int64)[0])
+    numbers = torch.arange(count, device=keys.device) * step
+    bits = mix(mix(keys[:, None] ^ name) + numbers)
+    return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
 def derived_seed(seed: int, *parts: "int | str") -> int:

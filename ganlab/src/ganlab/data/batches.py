@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ganlab.config import ScalingConfig, from_dict, to_dict
 from ganlab.data.store import Source, TileStore
 from ganlab.errors import InputError
-from ganlab.randomness import permutation, uniforms
+from ganlab.randomness import keys, permutation, uniforms
 
 Batch = dict[str, Tensor]
 Tiles = npt.NDArray[np.int64]
@@ -152,6 +152,7 @@ class _Plan:
     size: int
     corner: Tiles  # (B, 2): first row and column
     turn: npt.NDArray[np.bool_]  # (B, 3): flip rows, flip columns, transpose
+    key: Tiles  # (B,): later draws on the device follow from it
 
 
 class Batches:
@@ -225,7 +226,8 @@ class Batches:
     def whole(self, tiles: Tiles) -> Batch:
         """Given tiles as they are: no crop, no flip, no turn."""
         corner, turn = np.zeros((len(tiles), 2), np.int64), np.zeros((len(tiles), 3), bool)
-        plan = _Plan(np.asarray(tiles, np.int64), self.store.size, corner, turn)
+        tiles = np.asarray(tiles, np.int64)
+        plan = _Plan(tiles, self.store.size, corner, turn, keys(self.seed, -1, tiles))
         return self._make(self._read(plan.tiles), plan)
 
     def _plan(self, step: int) -> _Plan:
@@ -237,7 +239,7 @@ class Batches:
         room = self.store.size - self.crop + 1
         corner = (uniforms(self.seed, epoch, tiles, "crop", 2) * room).astype(np.int64)
         turn = self.augment & (uniforms(self.seed, epoch, tiles, "flip and turn", 3) < 0.5)
-        return _Plan(tiles, self.crop, corner, turn)
+        return _Plan(tiles, self.crop, corner, turn, keys(self.seed, epoch, tiles))
 
     def _read(self, tiles: Tiles) -> Batch:
         raw = {name: self.store.read(name, tiles) for name in (*self.store.sources, "valid")}
@@ -260,7 +262,8 @@ class Batches:
                 batch[name] = self.spec.scalings[name].encode(stored, fine)
             else:
                 batch[name] = stored.long()
-        batch["sample"] = torch.from_numpy(plan.tiles).to(self.device, non_blocking=True)
+        for name, numbers in (("sample", plan.tiles), ("key", plan.key)):
+            batch[name] = torch.from_numpy(numbers).to(self.device, non_blocking=True)
         return batch
 
 
