@@ -211,7 +211,7 @@ class FeaturesConfig:
     """A network trained on photographs, whose activations are compared."""
 
     network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
-    """efficientnet-lite0 has its weights in the extra "perceptual"; those of vgg16-bn are fetched."""
+    """efficientnet-lite0 has its weights in the extra "perceptual"; vgg16-bn's are fetched."""
     weights: str = "imagenet"
     """imagenet, random, or a file of weights (a state dict, or safetensors)."""
     layers: tuple[str, ...] = ()
@@ -222,8 +222,9 @@ class FeaturesConfig:
 class EncoderDecoderConfig:
     """Shape of an encoder-decoder that fills holes at a quarter of the resolution."""
 
-    layer: Literal["gated", "partial", "plain"] = "gated"
-    """Gated convolutions (Yu et al. 2019), partial ones (Liu et al. 2018), or neither."""
+    layer: Literal["gated", "partial", "plain", "dcgan"] = "gated"
+    """Gated convolutions (Yu et al. 2019), partial ones (Liu et al. 2018), or neither; dcgan is
+    another network: four halvings by 4x4 convolutions, four doublings by transposed ones."""
     width: int = 32
     """Channels at full resolution; twice and four times as many further down."""
     norm: Norm = "channel"

@@ -1,9 +1,12 @@
-"""The PatchGAN discriminator, which judges overlapping patches (Isola et al. 2017)."""
+"""Discriminators that judge overlapping patches (Isola et al. 2017), everywhere and at holes."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ganlab.errors import InputError
+from ganlab.networks.attention import SelfAttention
 from ganlab.networks.blocks import Norm, initialize, normalization
 
 
@@ -22,10 +25,18 @@ class PatchGAN(nn.Module):
         layers: convolutions with stride 2, at least 1.
         norm: "batch", "instance", "channel" or "none". Penalties on gradients need one that does
             not couple the batch.
+        attention: self-attention after the second layer (Zhang et al. 2019), in the form that
+            penalties on gradients can differentiate again.
     """
 
     def __init__(
-        self, in_channels: int, *, width: int = 64, layers: int = 3, norm: Norm = "batch"
+        self,
+        in_channels: int,
+        *,
+        width: int = 64,
+        layers: int = 3,
+        norm: Norm = "batch",
+        attention: bool = False,
     ) -> None:
         super().__init__()
         if layers < 1 or width < 1:
@@ -48,6 +59,9 @@ class PatchGAN(nn.Module):
             source = channels
         self.head = nn.Conv2d(source, 1, 4, 1, 1)
         initialize(self)
+        if attention:
+            attended = SelfAttention(2 * width, twice=True)
+            self.layers[1] = nn.Sequential(self.layers[1], attended)
 
     def forward(self, condition: Tensor | None, image: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """Judge an image, given what it was made from.
@@ -77,6 +91,97 @@ class PatchGAN(nn.Module):
         return [(self.head(x), features)]
 
 
+class GlobalLocal(nn.Module):
+    """One discriminator for the whole image, one for its hole (Iizuka et al. 2017, section 3.3).
+
+    Both see the hole's place as a further channel.
+
+    Args:
+        image_channels: channels of the image.
+        width: channels of the first layer of each.
+        layers: layers with stride 2 of each.
+        norm: "batch", "instance", "channel" or "none".
+        attention: self-attention in both.
+        local: what the second one sees: "zeroed", the image with everything outside the hole set
+            to 0, for holes of any form; "crop", a square of half the image's shorter side around
+            the hole's centre, moved inside the image, with one logit for all of it; "none", there
+            is no second one.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        *,
+        width: int = 32,
+        layers: int = 3,
+        norm: Norm = "none",
+        attention: bool = False,
+        local: Literal["zeroed", "crop", "none"] = "zeroed",
+    ) -> None:
+        super().__init__()
+        channels, self.local = image_channels + 1, local
+        self.whole = PatchGAN(channels, width=width, layers=layers, norm=norm, attention=attention)
+        if local != "none":
+            self.part = PatchGAN(
+                channels, width=width, layers=layers, norm=norm, attention=attention
+            )
+
+    def forward(self, condition: Tensor | None, image: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        """Judge a filled image.
+
+        Args:
+            condition: ``(B, 1, H, W)``, the hole, 1 = missing.
+            image: ``(B, image_channels, H, W)``, true or filled.
+
+        Returns:
+            ``(logits, features)`` of the whole image and of its hole: logits ``(B, 1, h, w)``,
+            positive for true, and ``(B, 1, 1, 1)`` of a crop.
+
+        Raises:
+            InputError: no hole is given; the image, or the crop, is too small for one logit.
+        """
+        if condition is None:
+            raise InputError("GlobalLocal judges holes; give them as the condition")
+        heads: list[tuple[Tensor, list[Tensor]]] = self.whole(condition, image)
+        if self.local == "zeroed":
+            heads += self.part(condition, image * condition)
+        elif self.local == "crop":
+            [(logits, features)] = self.part(*around(condition, condition, image))
+            heads.append((logits.mean((2, 3), keepdim=True), features))
+        return heads
+
+
+def around(hole: Tensor, *images: Tensor) -> list[Tensor]:
+    """Cut a square of half the shorter side around the centre of each hole.
+
+    The square is moved inside the image; without hole it is taken from the middle. All stays on
+    the device, and the cut can be differentiated any number of times.
+
+    Args:
+        hole: ``(B, 1, H, W)``, 1 = missing.
+        images: each ``(B, C, H, W)``.
+
+    Returns:
+        A cut of each image, ``(B, C, side, side)``.
+    """
+    side = min(hole.shape[2:]) // 2
+    cuts = list(images)
+    for axis in (2, 3):
+        size = hole.shape[axis]
+        weight = hole.float().sum((1, 5 - axis))
+        place = torch.arange(size, device=hole.device)
+        middle = (weight * place).sum(1) / weight.sum(1)
+        middle = torch.where(weight.sum(1) > 0, middle, (size - 1) / 2)
+        start = (middle - (side - 1) / 2).round().long().clamp(0, size - side)
+        index = start[:, None] + torch.arange(side, device=hole.device)
+        index = index[:, None, :, None] if axis == 2 else index[:, None, None, :]
+        for number, cut in enumerate(cuts):
+            shape = [*cut.shape]
+            shape[axis] = side
+            cuts[number] = cut.gather(axis, index.expand(shape))
+    return cuts
+
+
 def receptive_field(network: nn.Module) -> int:
     """Width of the input patch that one output pixel of a stack of convolutions sees.
 
@@ -87,10 +192,13 @@ def receptive_field(network: nn.Module) -> int:
         network: its ``Conv2d`` layers, in the order in which they are registered, are the stack.
 
     Raises:
-        InputError: no convolution, a transposed or a non-square one.
+        InputError: no convolution, a transposed or a non-square one; self-attention, which sees
+            everything.
     """
     field, jump = 1, 1
     for layer in network.modules():
+        if isinstance(layer, SelfAttention):
+            raise InputError("receptive_field wants convolutions only, found self-attention")
         if isinstance(layer, nn.ConvTranspose2d):
             raise InputError("receptive_field wants convolutions only, found a transposed one")
         if isinstance(layer, nn.Conv2d):
