@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def l1(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
@@ -18,6 +19,32 @@ def l1(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
 def l2(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
     """Mean squared difference: ``(B,)``; arguments as for :func:`l1`."""
     return _mean(_difference(made, true, valid).square(), valid)
+
+
+def total_variation(image: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels: ``(B,)``, 0 where no pair counts.
+
+    Liu et al. 2018, eq. 6, where the mask is the hole and one pixel around it: see
+    :func:`dilate`. Here it is divided by the number of pairs and bands, there by that of all
+    pixels, so that its size does not depend on the hole's.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        mask: ``(B, 1, H, W)``; horizontal and vertical neighbours count if it is 1 on both.
+    """
+    total = pairs = torch.zeros((), dtype=image.dtype, device=image.device)
+    for axis in (2, 3):
+        size = image.shape[axis] - 1
+        both = mask.narrow(axis, 0, size) * mask.narrow(axis, 1, size)
+        step = image.narrow(axis, 1, size) - image.narrow(axis, 0, size)
+        total = total + (torch.where(both > 0, step, 0).abs() * both).sum((1, 2, 3))
+        pairs = pairs + both.sum((1, 2, 3))
+    return total / torch.where(pairs > 0, pairs * image.shape[1], 1)
+
+
+def dilate(mask: Tensor, pixels: int = 1) -> Tensor:
+    """The mask ``(B, 1, H, W)`` grown by so many pixels to all sides, corners included."""
+    return F.max_pool2d(mask, 2 * pixels + 1, stride=1, padding=pixels)
 
 
 def _difference(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
