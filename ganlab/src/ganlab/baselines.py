@@ -90,13 +90,8 @@ class ClassMedian:
 
 
 @torch.no_grad()
-def smooth_fill(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
-    """Holes filled nearly as smoothly as by ``harmonic_fill``, cheap enough for a training step.
-
-    A fixed number of operations that never waits for the host: the cascade of Bornemann and
-    Deuflhard (1996), from one pixel for the whole image to full resolution with four sweeps each,
-    and one multigrid cycle. In toytown's tiles of 64 and of 256 pixels, 20 to 40 % of them missing,
-    it is on average 0.0014 away from the harmonic fill, which is 0.1 away from the truth.
+def mean_fill(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
+    """Holes filled with the mean of the known pixels, by sample and band.
 
     Args:
         image: ``(B, C, H, W)``.
@@ -104,9 +99,103 @@ def smooth_fill(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
         valid: ``(B, 1, H, W)``, 1 = measured.
     """
     known = _known(hole, valid)
+    total = _values(image, known).sum((2, 3), keepdim=True)
+    return _filled(image, hole, total / known.sum((2, 3), keepdim=True).clamp(min=1))
+
+
+@torch.no_grad()
+def nearest_fill(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
+    """Holes filled with the nearest known pixel by Euclid's distance, exactly; as ``mean_fill``.
+
+    Of equally near ones the one with the least column offset counts, then the left one, then the
+    upper one. Columns come first and rows second, as in Meijster et al. (2000). The second step
+    takes as many rounds as the largest distance has pixels, and waits for the host in each.
+    """
+    known = _known(hole, valid)
+    height, width = known.shape[2:]
+    far = height + width
+    row = torch.arange(height, device=image.device, dtype=torch.int32)[:, None].expand_as(known)
+    above = torch.where(known, row, -far).cummax(2).values
+    below = torch.where(known, row, height + far).flip(2).cummin(2).values.flip(2)
+    nearest = torch.where(row - above <= below - row, above, below)
+    gap = (nearest - row).abs().clamp(max=far)
+    gap = gap * known.any(3, keepdim=True).any(2, keepdim=True)
+
+    square = gap * gap
+    place = nearest * width + torch.arange(width, device=image.device, dtype=torch.int32)
+    best, source = square.clone(), place.clone()
+    for step in range(1, width):
+        if bool((best <= step * step).all()):
+            break
+        for here, there in (
+            (slice(step, None), slice(None, -step)),
+            (slice(None, -step), slice(step, None)),
+        ):
+            other = square[..., there] + step * step
+            nearer = other < best[..., here]
+            best[..., here] = torch.where(nearer, other, best[..., here])
+            source[..., here] = torch.where(nearer, place[..., there], source[..., here])
+    source = source.clamp(0, height * width - 1).long().expand_as(image).flatten(2)
+    return _filled(image, hole, _values(image, known).flatten(2).gather(2, source).view_as(image))
+
+
+@torch.no_grad()
+def harmonic_fill(
+    image: Tensor, hole: Tensor, valid: Tensor, tolerance: float = 1e-4, limit: int = 50
+) -> Tensor:
+    """Holes filled so that every pixel is the mean of its neighbours: Laplace's equation.
+
+    The smoothest way from the known pixels through the holes, like a soap film; arguments as in
+    ``mean_fill``. Invalid pixels outside holes are unknown, too, and the film passes through them.
+    The image ends with Neumann's condition: neighbours outside it do not count. The result stays
+    within the range of the known values (maximum principle).
+
+    Conjugate gradients (in the flexible form of Notay 2000) after multigrid cycles: about 5
+    iterations, whatever the size, each of which waits for the host.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        hole: ``(B, 1, H, W)``, 1 = missing.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        tolerance: in units of the image. It ends when a cycle would change no pixel by more, which
+            is a close estimate of the largest error.
+        limit: number of iterations at most.
+    """
+    known = _known(hole, valid)
     grids = _grids(known)
-    values = _wide(image).masked_fill(~known, 0.0)
-    return _filled(image, hole, _guess(grids, _neighbours(values) * ~known))
+    values = _values(image, known)
+    current = _neighbours(values) * ~known
+    x = _guess(grids, current)
+    rest = _rest(grids[0], x, current)
+    change = _cycle(grids, rest)
+    direction, gain = change, _dot(rest, change)
+    for _ in range(limit):
+        if bool(change.abs().max() <= tolerance):
+            break
+        drawn = -_rest(grids[0], direction, torch.zeros_like(x))
+        step = _ratio(gain, _dot(direction, drawn))
+        x = x + step * direction
+        before, rest = rest, rest - step * drawn
+        change = _cycle(grids, rest)
+        turn = _ratio(_dot(rest - before, change), gain)
+        direction, gain = change + turn * direction, _dot(rest, change)
+    return _filled(image, hole, _within(x, values, known))
+
+
+@torch.no_grad()
+def smooth_fill(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
+    """Holes filled nearly as by ``harmonic_fill``, cheap enough for every training step.
+
+    A fixed number of operations that never waits for the host: the cascade of Bornemann and
+    Deuflhard (1996), from one pixel for the whole image to full resolution with four sweeps each,
+    and one multigrid cycle. In toytown's tiles of 64 and of 256 pixels, 20 to 40 % of them missing,
+    it is on average 0.0014 away from the harmonic fill, which is 0.1 to 0.16 away from the truth.
+    It is further off only where next to nothing is known. Arguments as in ``mean_fill``.
+    """
+    known = _known(hole, valid)
+    values = _values(image, known)
+    x = _guess(_grids(known), _neighbours(values) * ~known)
+    return _filled(image, hole, _within(x, values, known))
 
 
 @dataclass
@@ -223,14 +312,32 @@ def _neighbours(x: Tensor) -> Tensor:
     return total
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of each sample and band: ``(B, C, 1, 1)``."""
+    return (a * b).sum((2, 3), keepdim=True)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """0 where b is: such a band has converged already."""
+    return torch.where(b > 0, a / b, 0.0)
+
+
+def _within(x: Tensor, values: Tensor, known: Tensor) -> Tensor:
+    """Cut to the range of the known values: the maximum principle; 0 if nothing is known."""
+    low = values.masked_fill(~known, math.inf).amin((2, 3), keepdim=True)
+    high = values.masked_fill(~known, -math.inf).amax((2, 3), keepdim=True)
+    return torch.where(low <= high, x.clamp(low, high), 0.0)
+
+
 def _known(hole: Tensor, valid: Tensor) -> Tensor:
     return (valid > 0.5) & (hole < 0.5)
 
 
+def _values(image: Tensor, known: Tensor) -> Tensor:
+    """Known pixels at least in float32 (bfloat16 is too coarse for sums), 0 elsewhere."""
+    wide = image.to(torch.promote_types(image.dtype, torch.float32))
+    return wide.masked_fill(~known, 0.0)
+
+
 def _filled(image: Tensor, hole: Tensor, filling: Tensor) -> Tensor:
     return torch.where(hole > 0.5, filling.to(image.dtype), image)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32: bfloat16 is too coarse for sums."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
