@@ -326,7 +326,8 @@ def _within(x: Tensor, values: Tensor, known: Tensor) -> Tensor:
     """Cut to the range of the known values: the maximum principle; 0 if nothing is known."""
     low = values.masked_fill(~known, math.inf).amin((2, 3), keepdim=True)
     high = values.masked_fill(~known, -math.inf).amax((2, 3), keepdim=True)
-    return torch.where(low <= high, x.clamp(low, high), 0.0)
+    nothing = ~known.any(3, keepdim=True).any(2, keepdim=True)
+    return x.clamp(low, high).masked_fill(nothing, 0.0)
 
 
 def _known(hole: Tensor, valid: Tensor) -> Tensor:
