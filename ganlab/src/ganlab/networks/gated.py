@@ -1,9 +1,9 @@
 """Convolutions for images with holes: gated, partial, and plain ones to compare them with.
 
 All three take the same options and keep the size of the image, which a stride divides and ``up``
-doubles. Their activation is ELU, as in the gated convolutions of Yu et al. (2019): it bends without
-a kink, and because it saturates below, the variance in a deep stack without norms returns to its
-starting value by itself. The weights are drawn for that value: see ``draw``.
+doubles. Their activation is ELU, as in the gated convolutions of Yu et al. (2019): without a kink,
+so that every derivative exists, and bounded below, so that strong signals grow less than weak ones
+and a deep stack without norms stays where ``draw`` starts it.
 """
 
 import math
