@@ -119,7 +119,7 @@ def kernel_distance_interval(
     without = (pairs.sum() - 2 * pairs.sum(1)) / ((n - 1) * (n - 2))
     half = np.sqrt((n - 1) ** 2 / n * without.var(ddof=1)) * NormalDist().inv_cdf((1 + level) / 2)
     middle = _mean_of_pairs(pairs)
-    return middle - half, middle + half
+    return float(middle - half), float(middle + half)
 
 
 def bootstrap_interval(
@@ -133,7 +133,8 @@ def bootstrap_interval(
     """Percentile interval of a mean over tiles, or of the mean of paired differences.
 
     Tiles are drawn with replacement (Efron and Tibshirani 1993, section 13.3) and taken as
-    independent. A little too narrow for few tiles: at 20 it covers about 93 instead of 95 %.
+    independent. Too narrow for few tiles: in simulations it covered 88 to 90 instead of 95 % with
+    10 tiles, 93 with 40, 94 with 100; lowest where the values are skewed.
 
     Args:
         values: ``(n,)`` a metric for each tile; NaN where there was nothing to count is left out.
