@@ -21,20 +21,27 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import rasterio
 import torch
 
 import ganlab
 from ganlab.config import (
+    EncoderDecoderConfig,
     EvaluateConfig,
+    HoleJudgeConfig,
+    HolesConfig,
+    InpaintingConfig,
     PatchGANConfig,
     Pix2PixConfig,
     SplitConfig,
     TilingConfig,
     ToytownConfig,
     TrainingConfig,
+    TwoStageConfig,
     UNetConfig,
     to_dict,
 )
@@ -70,8 +77,9 @@ class Run:
     chapter: str
     data: str
     setting: str
-    task: Pix2PixConfig
+    task: Any
     training: TrainingConfig
+    features: Any = "none"
 
     @property
     def name(self) -> str:
@@ -144,6 +152,44 @@ def chapter_04_gpu() -> Iterator[Run]:
             yield Run("04/gpu", "toytown256", setting, task, training)
 
 
+FILL = InpaintingConfig(
+    generator=EncoderDecoderConfig(width=16),
+    discriminator=HoleJudgeConfig(width=16, layers=2),
+    adversarial_weight=0.1,
+)
+FILL_TRAINING = dataclasses.replace(
+    TRAINING, steps=3000, sample_every=3000, checkpoint_every=3000, log_every=100, keep=1
+)
+REAL_CLOUDS = HolesConfig(
+    kinds=("file",),
+    files=(Path("runs/evidence/clouds/landsat8-quality.tif"),),
+    read_as="landsat_pre",
+)
+
+
+def _fills(chapter: str, settings: dict[str, Any]) -> Iterator[Run]:
+    """Every setting on the invented town and on real ground with the shapes of real clouds."""
+    for seed in range(3):
+        for setting, task in settings.items():
+            training = dataclasses.replace(FILL_TRAINING, seed=seed)
+            one_sun = dataclasses.replace(training, augment=False)
+            yield Run(chapter, "toytown", setting, task, one_sun, "efficientnet-lite0")
+            real = dataclasses.replace(task, holes=REAL_CLOUDS)
+            yield Run(chapter, "ground", setting, real, training, "efficientnet-lite0")
+
+
+def chapter_06() -> Iterator[Run]:
+    """One stage: with a discriminator, and without."""
+    yield from _fills("06", {"gan": FILL, "l1": dataclasses.replace(FILL, adversarial_weight=0.0)})
+
+
+def chapter_07() -> Iterator[Run]:
+    """Two stages, the second around self-attention."""
+    settings = {f.name: getattr(FILL, f.name) for f in dataclasses.fields(FILL)}
+    settings |= {"refinement": EncoderDecoderConfig(width=16)}
+    yield from _fills("07", {"gan": TwoStageConfig(**settings)})
+
+
 def tiles(data: str) -> Path:
     """The tile store of one data set, made at the first call."""
     store = WORK / f"{data}-tiles"
@@ -160,6 +206,8 @@ def tiles(data: str) -> Path:
             size=64,
             bands=("red", "green", "blue"),
         )
+    elif data == "ground":
+        config = TilingConfig(images=(str(_ground(scenes)),), to=store, size=64, nodata=0)
     else:
         large = data == "toytown256"
         pairs = toytown.write(ToytownConfig(to=scenes, scenes=16 if large else 4, size=2048))
@@ -174,9 +222,29 @@ def tiles(data: str) -> Path:
     return store
 
 
+def _ground(folder: Path) -> Path:
+    """The Sentinel-2 scene with its water missing, so that mostly land remains, four bands."""
+    image, label = samples.write_samples(folder)
+    with rasterio.open(image, "r+") as scene, rasterio.open(label) as classes:
+        pixels = scene.read()
+        pixels[:, classes.read(1) == samples.CLASSES.index("water")] = 0
+        scene.write(pixels)
+    return image
+
+
+def _clouds() -> None:
+    """The quality band of the cloudy Landsat 8 scene, where settings can name it."""
+    (path,) = REAL_CLOUDS.files
+    if not (ROOT / path).exists():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(samples.landsat8().files("BQA")[0], ROOT / path)
+
+
 def make(run: Run) -> dict[str, Any]:
     """Train and measure one run, and store its result."""
     folder = WORK / run.chapter / run.name
+    _clouds()
+    os.chdir(ROOT)  # settings name files from here
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.perf_counter()
     train(run.task, tiles(run.data), folder, run.training)
@@ -184,7 +252,9 @@ def make(run: Run) -> dict[str, Any]:
     if not (folder / "checkpoints" / checkpoints.name(run.training.steps)).exists():
         raise SystemExit(f"{run.name} was interrupted; nothing is stored of it")
     device = "cuda" if run.training.device == "cuda" else "cpu"
-    measured = evaluate(EvaluateConfig(run=folder, split="test", device=device))
+    measured = evaluate(
+        EvaluateConfig(run=folder, split="test", device=device, features=run.features)
+    )
     result = {
         "experiment": run.chapter,
         "data": run.data,
@@ -193,6 +263,7 @@ def make(run: Run) -> dict[str, Any]:
         "steps": run.training.steps,
         "tiles": measured["tiles"],
         "rows": measured["rows"],
+        "intervals": measured.get("intervals", {}),
         "curve": read_metrics(folder),
         "provenance": {
             "task": to_dict(run.task),
@@ -258,9 +329,8 @@ def main() -> None:
     parser.add_argument("--status", action="store_true", help="list, make nothing")
     parser.add_argument("--only", default="", help="only names that contain this")
     options = parser.parse_args()
-    runs = [
-        r for r in (chapter_04_gpu() if options.gpu else chapter_04()) if options.only in r.name
-    ]
+    chapters = [chapter_04_gpu()] if options.gpu else [chapter_04(), chapter_06(), chapter_07()]
+    runs = [r for r in chain(*chapters) if options.only in f"{r.chapter}/{r.name}"]
     code = _code()
     for run in runs:
         state = "missing"

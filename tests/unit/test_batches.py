@@ -90,6 +90,7 @@ def test_shapes_types_and_ranges(store, spec):
         "fine": ((4, 1, 12, 12), torch.float32),
         "valid": ((4, 1, 6, 6), torch.float32),
         "sample": ((4,), torch.int64),
+        "key": ((4,), torch.int64),
     }
     assert set(batch["valid"].unique().tolist()) == {0.0, 1.0}
 

@@ -17,11 +17,13 @@ import tyro
 from ganlab.config import (
     ApplyConfig,
     EvaluateConfig,
+    InpaintingConfig,
     Pix2PixConfig,
     SamplesConfig,
     TilingConfig,
     ToytownConfig,
     TrainingConfig,
+    TwoStageConfig,
 )
 from ganlab.errors import InputError, TrainingFailed
 
@@ -59,14 +61,20 @@ def tile(config: Annotated[TilingConfig, Flat]) -> None:
     )
 
 
-def train_pix2pix(
-    tiles: Path,
-    to: Path,
-    task: Annotated[Pix2PixConfig, Flat] = Pix2PixConfig(),  # noqa: B008
-    training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008
-    init: Path | None = None,
-) -> None:
-    """Paired image-to-image translation: a U-Net against a PatchGAN.
+def _trains(settings: type, about: str) -> Callable[..., None]:
+    """The command that trains one task; its options are the fields of ``settings``."""
+
+    def command(
+        tiles: Path,
+        to: Path,
+        task: Any = settings(),  # noqa: B008
+        training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008
+        init: Path | None = None,
+    ) -> None:
+        _train(task, tiles, to, training, init)
+
+    command.__annotations__["task"] = Annotated[settings, Flat]
+    command.__doc__ = f"""{about}
 
     Args:
         tiles: The tile store.
@@ -75,7 +83,7 @@ def train_pix2pix(
         training: How they are trained.
         init: A run whose weights are the start, to fine-tune on new tiles.
     """
-    _train(task, tiles, to, training, init)
+    return command
 
 
 def resume(run: Path, tiles: Path | None = None, steps: int | None = None) -> None:
@@ -117,7 +125,11 @@ COMMANDS: dict[str, Any] = {
     "toytown": toytown,
     "samples": samples,
     "tile": tile,
-    "train": {"pix2pix": train_pix2pix},
+    "train": {
+        "pix2pix": _trains(Pix2PixConfig, "Paired translation: a U-Net against a PatchGAN."),
+        "inpainting": _trains(InpaintingConfig, "Fill holes in one stage."),
+        "two-stage": _trains(TwoStageConfig, "Fill holes coarsely, then refine with attention."),
+    },
     "resume": resume,
     "apply": apply,
     "evaluate": evaluate,

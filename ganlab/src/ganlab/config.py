@@ -266,6 +266,8 @@ class InpaintingConfig:
     """The constant, in network units, where -1 to 1 is the range of the data."""
     residual: bool = False
     """Let the network add to what fill put there, in place of painting anew."""
+    noise: bool = False
+    """Give the network noise in the holes, from which it can make texture."""
     adversarial: Adversarial = "hinge"
     """The game that the networks play."""
     adversarial_weight: float = 0.1
@@ -409,6 +411,11 @@ class EvaluateConfig:
     """Tiles at a time."""
     limit: int | None = None
     """At most so many tiles, spread evenly."""
+    features: Literal["none", "efficientnet-lite0", "vgg16-bn", "inception"] = "none"
+    """Network whose features give the kernel distance (KID) of made and true images; values of
+    different networks cannot be compared."""
+    weights: str = "imagenet"
+    """Its weights: imagenet, random, or a file."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     average: bool = True

@@ -16,33 +16,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ganlab import metrics
-from ganlab.baselines import ClassMedian
+from ganlab.baselines import ClassMedian, harmonic_fill, mean_fill, nearest_fill
 from ganlab.config import EvaluateConfig, TrainingConfig, from_dict
 from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
-from ganlab.data.store import TileStore
+from ganlab.data.store import TileStore, rgb_bands
+from ganlab.distributions import bootstrap_interval, kernel_distance, kernel_distance_interval
 from ganlab.errors import InputError
+from ganlab.networks.features import load_features
 from ganlab.tasks.base import Field, Task
 from ganlab.training.records import replace_text
 from ganlab.training.runs import load_task, read_config, run_directory
 
 DATA_RANGE = 2.0
+TRUTH = "truth"
 FIT_TILES = 512
 """At most so many training tiles are read to fit a baseline."""
 
-Predictors = dict[str, Callable[[Batch], Tensor]]
+Predict = Callable[[Batch], dict[str, Tensor]]
+"""From a batch to what each method makes of it, ``(B, C, H, W)``; the model stands first."""
 Progress = Callable[[int, int], None]
 Rows = dict[str, dict[str, float]]
+Features = Callable[[Tensor, Tensor], Tensor]
+"""From images and valid masks to feature vectors ``(B, d)``."""
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Measure a run and its baselines on one split, and write the numbers as JSON.
 
-    Images get L1, PSNR (dB) and SSIM as means over tiles, and the two texture distances of
-    :mod:`ganlab.metrics` between all made and all true tiles together (0 = as rich as the truth).
-    Labels get the share of right pixels and the mean intersection over union of the classes.
+    Images get L1, PSNR (dB), SSIM and the spectral angle (rad) as means over tiles, and the two
+    texture distances of :mod:`ganlab.metrics` between all made and all true tiles together (0 = as
+    rich as the truth), with the kernel distance (KID, times 1000) of a feature network. Where
+    holes were filled, L1 and its like are taken over the hole, over the known pixels and over the
+    whole, texture gradients over the hole, and the seam ratio is added. Labels get the share of
+    right pixels and the mean intersection over union of the classes.
 
     Returns:
-        ``{"split", "tiles", "output", "rows": {method: {metric: value}}}``.
+        ``{"split", "tiles", "output", "rows": {method: {metric: value}}, "intervals": {method:
+        {metric: [low, high]}}}``; the intervals are those of 95 % for model minus method, tile by
+        tile, of the first column and of KID: both below 0 means that the model is better.
 
     Raises:
         InputError: the split is empty, the tiles do not fit the run, or the file cannot be written.
@@ -66,28 +77,35 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False, device=device)
     target = task.outputs[0]
 
-    def model(batch: Batch) -> Tensor:
-        return task.sample(batch, int(batch["sample"][0]))[target.name]
+    baselines = _baselines(task, batches, _some(split.train, FIT_TILES))
 
-    methods = {"model": model, **_baselines(task, batches, _some(split.train, FIT_TILES))}
-    measure = _labels if target.source.kind == "label" else _images
+    def predict(batch: Batch) -> dict[str, Tensor]:
+        out = task.sample(batch, int(batch["sample"][0]))
+        return {"model": out[target.name], **task.stages(batch, out), **baselines(batch)}
+
     # Noise follows from the first tile of a batch, so that alone it is always the same.
     size = 1 if task.noise else config.batch_size
-    rows = measure(methods, target, _prepared(task, batches, tiles, size, progress))
-    result = {"split": config.split, "tiles": len(tiles), "output": target.name, "rows": rows}
+    prepared = _prepared(task, batches, tiles, size, progress)
+    result: dict[str, Any] = {"split": config.split, "tiles": len(tiles), "output": target.name}
+    if target.source.kind == "label":
+        result["rows"] = _labels(predict, target, prepared)
+    else:
+        result |= _Images(target, _features(config, target, device)).measure(predict, prepared)
     _write(config.to or run / f"evaluation-{config.split}.json", result)
     return result
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The numbers of ``evaluate`` as aligned text."""
+def table(result: Mapping[str, Any], columns: int = 7) -> str:
+    """The numbers of ``evaluate`` as aligned text, at most so many columns side by side."""
     rows: Rows = result["rows"]
-    columns = list(next(iter(rows.values())))
+    names = list(next(iter(rows.values())))
     width = max(len(name) for name in rows)
     lines = [f"{result['output']} on {result['tiles']} {result['split']} tiles"]
-    lines.append(" " * width + "".join(f"{name:>12}" for name in columns))
-    for name, values in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{values[c]:12.4f}" for c in columns))
+    for start in range(0, len(names), columns):
+        here = names[start : start + columns]
+        lines.append(" " * width + "".join(f"{name:>12}" for name in here))
+        for name, values in rows.items():
+            lines.append(f"{name:<{width}}" + "".join(f"{values[c]:12.4f}" for c in here))
     return "\n".join(lines)
 
 
@@ -106,7 +124,7 @@ def _check_sources(store: TileStore, spec: DataSpec) -> None:
             )
 
 
-def _baselines(task: Task, batches: Batches, train: Tiles) -> Predictors:
+def _baselines(task: Task, batches: Batches, train: Tiles) -> Predict:
     """What any method must beat, chosen by the kinds of input and output."""
     given, target = task.inputs[0], task.outputs[0]
     if target.source.kind == "label":
@@ -115,45 +133,131 @@ def _baselines(task: Task, batches: Batches, train: Tiles) -> Predictors:
             known = (target.enter(batch[target.name]) > 0) & (batch["valid"] > 0)
             counts += known.sum((0, 2, 3)).cpu()
         shape = F.one_hot(counts.argmax(), target.channels).float().view(1, -1, 1, 1)
-        return {"commonest class": lambda batch: shape.expand(-1, -1, *batch["valid"].shape[-2:])}
+        return lambda batch: {"commonest class": shape.expand(-1, -1, *batch["valid"].shape[-2:])}
     if given.source.kind == "label":
         median = ClassMedian(given.source.classes, target.channels)
         for batch in _prepared(task, batches, train):
             median.update(batch[given.name], batch[target.name], batch["valid"])
-        return {"class median": lambda batch: median.predict(batch[given.name])}
+        return lambda batch: {"class median": median.predict(batch[given.name])}
+    if HOLE in (field.name for field in task.inputs):
+        return lambda batch: {
+            name: fill(batch[given.name], batch[HOLE], batch["valid"])
+            for name, fill in FILLS.items()
+        }
     if given.channels == target.channels and task.scale == 1:
-        return {"copy the input": lambda batch: batch[given.name]}
-    return {}
+        return lambda batch: {"copy the input": batch[given.name]}
+    return lambda batch: {}
 
 
-def _images(methods: Predictors, target: Field, batches: Iterable[Batch]) -> Rows:
-    seen: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in methods}
-    truth, textures = metrics.Texture(), {name: metrics.Texture() for name in methods}
-    for batch in batches:
-        valid, true = batch["valid"], batch[target.name]
-        truth.update(true, valid)
-        for name, predict in methods.items():
-            made = predict(batch).float()
-            values = seen[name]
-            values["L1"].append(metrics.l1(made, true, valid))
-            values["PSNR"].append(metrics.psnr(made, true, valid, data_range=DATA_RANGE))
-            values["SSIM"].append(metrics.ssim(made, true, valid, data_range=DATA_RANGE))
-            textures[name].update(made, valid)
-    rows = {}
-    for name, texture in textures.items():
-        rows[name] = {metric: float(torch.cat(v).nanmean()) for metric, v in seen[name].items()}
-        rows[name] |= {f"{kind} d.": float(d) for kind, d in texture.distance(truth).items()}
-    return rows
+def _copy(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
+    """The input as it is: holes hold the middle of the range."""
+    return image.masked_fill(hole > 0.5, 0)
 
 
-def _labels(methods: Predictors, target: Field, batches: Iterable[Batch]) -> Rows:
+HOLE = "hole"
+FILLS = {
+    "copy the input": _copy,
+    "mean fill": mean_fill,
+    "nearest fill": nearest_fill,
+    "harmonic fill": harmonic_fill,
+}
+
+
+def _features(config: EvaluateConfig, target: Field, device: torch.device) -> Features | None:
+    """Vectors of a network that knows photographs; small tiles are enlarged to what it knows."""
+    if config.features == "none":
+        return None
+    layer = {"efficientnet-lite0": "pooled", "vgg16-bn": "logits", "inception": "2048"}
+    network = load_features(config.features, config.weights, (layer[config.features],)).to(device)
+    order = rgb_bands(target.source.bands, target.channels)
+
+    def features(image: Tensor, valid: Tensor) -> Tensor:
+        seen = (image[:, order] * (valid > 0.5)).clamp(-1, 1)
+        with torch.no_grad():
+            scale = max(1.0, 224 / min(seen.shape[2:]))
+            seen = F.interpolate(seen, scale_factor=scale, mode="bilinear", antialias=True)
+            (found,) = network(seen).values()
+        return torch.as_tensor(found)
+
+    return features
+
+
+class _Images:
+    """Collects what the metrics need of every method, tile by tile."""
+
+    def __init__(self, target: Field, features: Features | None) -> None:
+        assert target.scaling is not None
+        zero = torch.zeros(1, target.channels, 1, 1)
+        self.target, self.features = target, features
+        self.dark = target.scaling.encode(zero, torch.ones(1, 1, 1, 1))
+        self.values: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.textures: dict[str, metrics.Texture] = defaultdict(metrics.Texture)
+        self.seams: dict[str, metrics.Seam] = defaultdict(metrics.Seam)
+        self.seen: dict[str, list[Tensor]] = defaultdict(list)
+
+    def measure(self, predict: Predict, batches: Iterable[Batch]) -> dict[str, Any]:
+        """``{"rows": ..., "intervals": ...}`` as :func:`evaluate` gives them."""
+        for batch in batches:
+            valid, true, hole = batch["valid"], batch[self.target.name], batch.get(HOLE)
+            self._collect(TRUTH, true, true, valid, hole)
+            for name, made in predict(batch).items():
+                self._collect(name, made.to(true.device).float(), true, valid, hole)
+        methods = [name for name in self.textures if name != TRUTH]
+        rows = {name: self._row(name) for name in methods}
+        others = methods[1:]
+        return {"rows": rows, "intervals": {other: self._intervals(other) for other in others}}
+
+    def _collect(
+        self, name: str, made: Tensor, true: Tensor, valid: Tensor, hole: Tensor | None
+    ) -> None:
+        self.textures[name].update(made, valid, hole)
+        if self.features is not None:
+            self.seen[name].append(self.features(made, valid).cpu())
+        if hole is not None:
+            self.seams[name].update(made, hole, valid)
+        if name == TRUTH:
+            return
+        parts = {"": None} if hole is None else {"hole ": hole, "valid ": 1 - hole, "": None}
+        values, dark = self.values[name], self.dark.to(true.device)
+        for part, mask in parts.items():
+            values[f"{part}L1"].append(metrics.l1(made, true, valid, mask))
+            for kind, metric in (("PSNR", metrics.psnr), ("SSIM", metrics.ssim)):
+                found = metric(made, true, valid, mask, data_range=DATA_RANGE)
+                values[f"{part}{kind}"].append(found)
+            if made.shape[1] > 1:
+                angle = metrics.spectral_angle(made, true, valid, mask, dark=dark)
+                values[f"{part}SAM"].append(angle)
+
+    def _row(self, name: str) -> dict[str, float]:
+        row = {metric: float(torch.cat(v).nanmean()) for metric, v in self.values[name].items()}
+        distances = self.textures[name].distance(self.textures[TRUTH])
+        row |= {f"{kind} d.": float(d) for kind, d in distances.items()}
+        if name in self.seams:
+            row["seam"] = float(self.seams[name].ratio())
+        if name in self.seen:
+            made, true = (torch.cat(self.seen[n]).double().numpy() for n in (name, TRUTH))
+            row["KID"] = 1000 * kernel_distance(made, true, paired=True)
+        return row
+
+    def _intervals(self, other: str) -> dict[str, list[float]]:
+        metric = next(iter(self.values["model"]))
+        model, theirs = (torch.cat(self.values[n][metric]).cpu().numpy() for n in ("model", other))
+        found = {metric: list(bootstrap_interval(model, other=theirs))}
+        if self.seen:
+            sets = (torch.cat(self.seen[n]).double().numpy() for n in ("model", other, TRUTH))
+            low, high = kernel_distance_interval(*sets)
+            found["KID"] = [1000 * low, 1000 * high]
+        return found
+
+
+def _labels(predict: Predict, target: Field, batches: Iterable[Batch]) -> Rows:
     n = target.channels
-    confusion = {name: torch.zeros(n * n, dtype=torch.int64) for name in methods}
+    confusion: dict[str, Tensor] = defaultdict(lambda: torch.zeros(n * n, dtype=torch.int64))
     for batch in batches:
         true = target.enter(batch[target.name])
         known = (true.amax(1) > 0) & (batch["valid"][:, 0] > 0)
-        for name, predict in methods.items():
-            pairs = true.argmax(1) * n + predict(batch).argmax(1).to(true.device)
+        for name, made in predict(batch).items():
+            pairs = true.argmax(1) * n + made.argmax(1).to(true.device)
             confusion[name] += pairs[known].bincount(minlength=n * n).cpu()
     rows = {}
     for name, counts in confusion.items():

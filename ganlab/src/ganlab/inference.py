@@ -1,16 +1,17 @@
 """A trained task over a whole scene: read, generated, blended and written window by window.
 
-Works from what a task declares, for any task. Memory does not grow with the scene: windows are
-blended inside swaths of bounded width, and rows are written as soon as no later window touches
-them. Windows start at multiples of the generator's stride and are cut at the scene's border, so
-the network pads only where the scene ends.
+Works from what a task declares, for any task: one that wants a hole mask gets the scene's missing
+pixels or a given mask, and is run only where something is to be filled. Memory does not grow with
+the scene: windows are blended inside swaths of bounded width, and rows are written as soon as no
+later window touches them. Windows start at multiples of the generator's stride and are cut at the
+scene's border, so the network pads only where the scene ends.
 """
 
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +25,18 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor, nn
 
+from ganlab import clouds
 from ganlab.config import ApplyConfig
-from ganlab.data.scenes import VECTORS, Array, Bools, Grid, Scene, open_labels, open_scene
+from ganlab.data.scenes import (
+    VECTORS,
+    Array,
+    Bools,
+    Grid,
+    Scene,
+    check_same_grid,
+    open_labels,
+    open_scene,
+)
 from ganlab.data.store import Source
 from ganlab.errors import InputError
 from ganlab.randomness import derived_seed
@@ -41,6 +52,8 @@ CACHE_BYTES = 128 * 2**20
 COLOURS = ("red", "green", "blue")
 
 Progress = Callable[[int, int], None]
+Holes = Callable[[Window, Bools], Bools]
+"""Where a window of a scene is to be filled, given where it was measured: ``(h, w)``."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         for layer in layers:
             layer.train()
     scene = _open_input(config, task.inputs[0].source)
+    holes = _open_holes(config, scene, task)
     trained = task.spec.pixel_size
     here = abs(scene.grid.transform.determinant) ** 0.5
     if trained and scene.grid.crs is not None and not 0.8 < here / trained < 1.25:
@@ -122,6 +136,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     blocks = generate_scene(
         task,
         scene,
+        holes=holes,
         window=config.window,
         overlap=config.overlap,
         batch_size=1 if config.batch_statistics else config.batch_size,
@@ -136,7 +151,12 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         folder.mkdir(parents=True)
         with environment, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
-            outputs = [_Output(folder, field.source, grid) for field in task.outputs]
+            # Where pixels of the scene come back as they are, so does its nodata value.
+            kept = {task.inputs[0].name: scene.nodata} if holes else {}
+            sources = [
+                replace(f.source, nodata=kept.get(f.name, f.source.nodata)) for f in task.outputs
+            ]
+            outputs = [_Output(folder, source, grid) for source in sources]
             for block, valid, stored in blocks:
                 for output in outputs:
                     output.write(block, valid, stored[output.source.name])
@@ -157,6 +177,7 @@ def generate_scene(
     task: Task,
     scene: Scene,
     *,
+    holes: Holes | None = None,
     window: int = 512,
     overlap: int = 128,
     batch_size: int = 4,
@@ -168,6 +189,7 @@ def generate_scene(
 
     The task is as ``load_task`` gives it; the options are those of
     :class:`ganlab.config.ApplyConfig`, and ``progress`` gets (windows done, windows in all).
+    ``holes`` is for tasks that fill them; if None, they get the pixels that are not valid.
 
     Yields:
         Output window, its valid mask ``(h, w)``, and ``(C, h, w)`` in stored units for each output.
@@ -182,23 +204,29 @@ def generate_scene(
     finals = [*(row.start for row in rows[1:]), grid.height]
     swaths = list(_swaths(columns, grid.width))
     done, total = 0, len(rows) * sum(len(members) for members, _, _ in swaths)
+    if holes is None and _fills_holes(task):
+        holes = missing_pixels
     field, far, measured = task.inputs[0], 0.0, 0
     for members, left, right in swaths:
         canvas = _Canvas(task, rows[0].size, members[0].start, members[-1].stop)
         for row, final in zip(rows, finals, strict=True):
             for group in _groups(members, 1 if task.noise else batch_size):
-                for column, made in _generate(task, scene, row, group, precision, seed):
+                for column, made in _generate(task, scene, holes, row, group, precision, seed):
                     canvas.add(row, column, made)
                 done += len(group)
                 if progress:
                     progress(done, total)
             block = Window(left, row.start, right - left, final - row.start)
             stored, valid = scene.read(block)
+            inputs, filled = {field.name: stored[None]}, valid
+            if holes:
+                hole = holes(block, valid)
+                inputs[task.inputs[1].name], filled = hole[None, None], valid | hole
             ready = canvas.take(block.height, left, right)
-            composed = task.compose({field.name: stored[None]}, ready)
+            composed = task.compose(inputs, ready)
             place = Window(*(scale * value for value in block.flatten()))
             stored_units = {name: array[0] for name, array in composed.items()}
-            yield place, valid.repeat(scale, 0).repeat(scale, 1), stored_units
+            yield place, filled.repeat(scale, 0).repeat(scale, 1), stored_units
             if field.scaling is not None:  # every eighth row is enough to judge by
                 values = torch.from_numpy(stored[None, :, ::8].astype(np.float32))
                 known = torch.from_numpy(valid[None, None, ::8])
@@ -209,23 +237,45 @@ def generate_scene(
         warnings.warn(f"{share} range of the training: other sensor, units or bands?", stacklevel=2)
 
 
+def missing_pixels(window: Window, valid: Bools) -> Bools:
+    """The holes of a scene without a mask: every pixel that was not measured."""
+    return ~valid
+
+
+def _fills_holes(task: Task) -> bool:
+    return any(field.source.kind == "mask" for field in task.inputs)
+
+
 def _generate(
-    task: Task, scene: Scene, row: Span, columns: list[Span], precision: str, seed: int
+    task: Task,
+    scene: Scene,
+    holes: Holes | None,
+    row: Span,
+    columns: list[Span],
+    precision: str,
+    seed: int,
 ) -> Iterator[tuple[Span, dict[str, Tensor]]]:
-    """The outputs of windows of one size, on the CPU; windows without a pixel have none."""
-    reads = {c: scene.read(Window(c.start, row.start, c.size, row.size)) for c in columns}
-    reads = {column: read for column, read in reads.items() if read[1].any()}
+    """The outputs of windows of one size, on the CPU; where nothing is asked for, none."""
+    asked, reads = [], []
+    for column in columns:
+        window = Window(column.start, row.start, column.size, row.size)
+        stored, valid = scene.read(window)
+        wanted = holes(window, valid) if holes else valid
+        if wanted.any():
+            asked.append(column)
+            reads.append((stored, valid[None], wanted[None]))
     if not reads:
         return
-    stored, valid = map(np.stack, zip(*reads.values(), strict=True))
+    stored, valid, wanted = map(np.stack, zip(*reads, strict=True))
+    inputs = dict(zip((field.name for field in task.inputs), (stored, wanted), strict=False))
     device = next(task.parameters()).device
     try:
-        batch = task.encode({task.inputs[0].name: stored}, valid[:, None], device)
+        batch = task.encode(inputs, valid, device)
     except InputError as error:
         raise InputError(f"{scene.file}: {error}") from None
     with autocast(device, decide_precision(precision, device)):
         made = task.sample(batch, derived_seed(seed, row.start, columns[0].start, "noise"))
-    for i, column in enumerate(reads):
+    for i, column in enumerate(asked):
         yield column, {field.name: made[field.name][i].cpu() for field in task.outputs}
 
 
@@ -337,6 +387,26 @@ def _open_input(config: ApplyConfig, source: Source) -> Scene:
             f"model was trained on {expected}: choose with --bands"
         )
     return scene
+
+
+def _open_holes(config: ApplyConfig, scene: Scene, task: Task) -> Holes | None:
+    """Where a task that fills holes is to do so; None for others."""
+    if not _fills_holes(task):
+        if config.mask:
+            raise InputError(f"--mask {config.mask}: this model fills no holes; leave it out")
+        return None
+    if config.mask is None:
+        return missing_pixels
+    mask = open_scene(config.mask, ungeoreferenced=config.ungeoreferenced)
+    check_same_grid(scene, mask, "mask")
+    if len(mask.bands) != 1:
+        raise InputError(f"{mask.file} has {len(mask.bands)} bands; a mask has one")
+
+    def holes(window: Window, valid: Bools) -> Bools:
+        stored, known = mask.read(window)
+        return clouds.missing(stored[0], config.read_as, config.classes) & known
+
+    return holes
 
 
 def _check_target(path: Path, scene: Scene, overwrite: bool) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ganlab.data.store import rgb_bands
 from ganlab.errors import InputError
-from ganlab.training.records import PALETTE, read_metrics, rgb_bands
+from ganlab.training.records import PALETTE, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from ganlab.randomness import derived_seed
 
 FORMAT = "ganlab tile store"
 VERSION = 1
+RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -314,3 +315,12 @@ def _tile_from(line: dict[str, str]) -> Tile:
     values["transform"] = tuple(float(number) for number in line["transform"].split())
     values["valid_fraction"] = float(line["valid_fraction"])
     return Tile(**values)
+
+
+def rgb_bands(names: Sequence[str], count: int) -> list[int]:
+    """Which of ``count`` bands are red, green, blue: by name, else the first three, else grey."""
+    lower = [name.lower() for name in names]
+    found = [next((lower.index(n) for n in wanted if n in lower), None) for wanted in RGB_NAMES]
+    if None not in found:
+        return [index for index in found if index is not None]
+    return [0, 1, 2] if count >= 3 else [0, 0, 0]

@@ -200,6 +200,8 @@ class HoleFiller(nn.Module):
         layer: "gated", "partial", "plain" (``EncoderDecoder``) or "dcgan" (``DCGANAutoencoder``).
         residual: the network's output, linear then and small at first, is added to the image that
             it is given; else it is the new image, bounded by tanh.
+        noise: the network sees a further channel, normal noise in the holes: what is the same
+            everywhere in a hole gives it nothing to make a texture from.
         shape: further arguments of the network: width, norm, dilations, attention, ...
     """
 
@@ -209,15 +211,17 @@ class HoleFiller(nn.Module):
         *,
         layer: Literal["gated", "partial", "plain", "dcgan"] = "gated",
         residual: bool = False,
+        noise: bool = False,
         **shape: Any,
     ) -> None:
         super().__init__()
-        self.residual = residual
+        self.residual, self.noise, channels = residual, noise, bands + 2 + noise
         self.network: EncoderDecoder | DCGANAutoencoder
         if layer == "dcgan":
-            self.network = DCGANAutoencoder(bands + 2, bands, tanh=not residual, **shape)
+            self.network = DCGANAutoencoder(channels, bands, tanh=not residual, **shape)
         else:
-            self.network = EncoderDecoder(bands + 2, bands, layer=layer, tanh=not residual, **shape)
+            shape |= {"layer": layer, "tanh": not residual}
+            self.network = EncoderDecoder(channels, bands, **shape)
         if residual:
             with torch.no_grad():
                 self.last_layer.weight.mul_(0.1)
@@ -242,7 +246,9 @@ class HoleFiller(nn.Module):
         Returns:
             The whole image as the network sees it, known pixels included.
         """
-        made: Tensor = self.network(torch.cat([image, hole, torch.ones_like(hole)], 1), hole)
+        seen = [image, hole, torch.ones_like(hole)]
+        seen += [torch.randn_like(hole) * hole] if self.noise else []
+        made: Tensor = self.network(torch.cat(seen, 1), hole)
         return image + made if self.residual else made
 
 
@@ -254,6 +260,7 @@ class TwoStage(nn.Module):
         coarse: arguments of the first ``HoleFiller``.
         refinement: arguments of the second; attention is on unless they say otherwise.
         residual: for both stages.
+        noise: for both stages.
     """
 
     def __init__(
@@ -263,11 +270,12 @@ class TwoStage(nn.Module):
         coarse: Mapping[str, Any],
         refinement: Mapping[str, Any],
         residual: bool = False,
+        noise: bool = False,
     ) -> None:
         super().__init__()
-        self.coarse = HoleFiller(bands, residual=residual, **coarse)
-        arguments = {"attention": True, **refinement}
-        self.refinement = HoleFiller(bands, residual=residual, **arguments)
+        self.coarse = HoleFiller(bands, residual=residual, noise=noise, **coarse)
+        arguments = {"attention": True, "residual": residual, "noise": noise, **refinement}
+        self.refinement = HoleFiller(bands, **arguments)
 
     @property
     def stride(self) -> int:

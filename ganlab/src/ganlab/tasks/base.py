@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Field:
-    """An input or output of a task: a source of the tile store; images are scaled, labels not."""
+    """An input or output of a task: images are scaled, labels and masks are not."""
 
     source: Source
     scaling: Scaling | None
@@ -42,7 +42,7 @@ class Field:
         """Batch value to float network channels ``(B, channels, H, W)``.
 
         Scaled images ``(B, C, H, W)`` stay; stored classes ``(B, 1, H, W)`` become one-hot in
-        {-1, 1}, where a pixel of no known class is -1 everywhere.
+        {-1, 1}, where a pixel of no known class is -1 everywhere; masks ``(B, 1, H, W)`` stay.
         """
         if self.source.kind != "label":
             return value
@@ -53,6 +53,8 @@ class Field:
         """Network channels ``(B, channels, H, W)`` to stored units: the inverse of ``enter``."""
         if self.scaling is not None:
             return self.scaling.decode(value, self.source.dtype)
+        if self.source.kind == "mask":
+            return (value > 0.5).cpu().numpy().astype(self.source.dtype)
         classes: npt.NDArray[Any] = np.asarray(self.source.classes, self.source.dtype)
         return np.take(classes, value.argmax(1, keepdim=True).cpu().numpy())
 
@@ -113,6 +115,10 @@ class Task(nn.Module, ABC):
                 torch.manual_seed(seed)
             return self.generate(batch)
 
+    def stages(self, batch: Batch, out: Tensors) -> Tensors:
+        """Earlier versions of the first output that an evaluation compares with it, by name."""
+        return {}
+
     def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
         """(condition, real, fake) as the discriminator sees them, zero where not measured."""
         raise NotImplementedError(f"{type(self).__name__} has no discriminator")
@@ -147,12 +153,19 @@ class Task(nn.Module, ABC):
                 values = torch.from_numpy(stored.astype(np.float32)).to(device)
                 batch[field.name] = field.scaling.encode(values, batch["valid"])
                 continue
+            if field.source.kind == "mask":
+                batch[field.name] = torch.from_numpy(stored.astype(np.float32)).to(device)
+                continue
             known = np.isin(stored, classes) | (valid == 0)
             if not known.all():
                 found = f"{field.name}: class {stored[~known].flat[0]}"
                 raise InputError(f"{found} is unknown to this model; it knows {list(classes)}")
             batch[field.name] = torch.from_numpy(stored.astype(np.int64)).to(device)
         return batch
+
+    def shown(self, batch: Batch) -> list[tuple[Field, Tensor]]:
+        """What a picture of the inputs shows: fields and their network channels."""
+        return [(field, field.enter(batch[field.name])) for field in self.inputs]
 
     def compose(self, inputs: Arrays, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Outputs ``(B, C, H, W)`` of ``generate`` to arrays in stored units."""

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.utils import reduce
 from PIL import Image
 from torch import Tensor
 
+from ganlab.data.store import rgb_bands
 from ganlab.errors import InputError
 from ganlab.tasks.base import Field
 
@@ -21,8 +22,6 @@ PALETTE = (
     (240, 228, 66), (204, 121, 167), (86, 180, 233), (230, 159, 0), (0, 0, 0),
 )  # fmt: skip
 """Colours of classes in panels: Okabe and Ito's, told apart by colour-blind readers too."""
-
-RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))
 
 
 class Meter:
@@ -128,15 +127,6 @@ def picture(field: Field, value: Tensor) -> npt.NDArray[np.uint8]:
     order = rgb_bands(field.source.bands, len(field.source.bands))
     bytes_ = ((value[:, order].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return np.asarray(bytes_.permute(0, 2, 3, 1).numpy(), np.uint8)
-
-
-def rgb_bands(names: Sequence[str], count: int) -> list[int]:
-    """Which of ``count`` bands are red, green, blue: by name, else the first three, else grey."""
-    lower = [name.lower() for name in names]
-    found = [next((lower.index(n) for n in wanted if n in lower), None) for wanted in RGB_NAMES]
-    if None not in found:
-        return [index for index in found if index is not None]
-    return [0, 1, 2] if count >= 3 else [0, 0, 0]
 
 
 def panel(rows: list[list[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:

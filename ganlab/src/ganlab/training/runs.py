@@ -253,9 +253,9 @@ def _sample(
     task.eval()
     out = task.generate(batch)
     task.generator = trained
-    columns = [picture(f, f.enter(batch[f.name])) for f in task.inputs]
-    columns += [picture(f, out[f.name]) for f in task.outputs]
-    columns += [picture(f, f.enter(batch[f.name])) for f in task.outputs if f.name in batch]
+    truth = [(f, f.enter(batch[f.name])) for f in task.outputs if f.name in batch]
+    made = [(f, out[f.name]) for f, _ in truth]
+    columns = [picture(*column) for column in (*task.shown(batch), *made, *truth)]
     records.samples(step, panel([list(row) for row in zip(*columns, strict=True)]))
 
 

@@ -1,0 +1,160 @@
+"""What the tasks that fill holes share: what is taken away, what is judged, what comes back."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from rasterio.windows import Window
+from torch import Tensor, nn
+
+from ganlab import baselines, clouds, masks
+from ganlab.config import InpaintingConfig
+from ganlab.data.batches import Batch, DataSpec
+from ganlab.data.scenes import open_scene
+from ganlab.data.store import Source, rgb_bands
+from ganlab.errors import InputError
+from ganlab.losses import adversarial, perceptual, reconstruction
+from ganlab.losses.adversarial import Verdict
+from ganlab.losses.balance import Balance, FixedBalance
+from ganlab.networks.features import load_features
+from ganlab.networks.patchgan import GlobalLocal
+from ganlab.tasks.base import Arrays, Field, Task, Tensors, field, measured
+
+HOLE = Field(Source("hole", "mask", "uint8", ("hole",)), None)
+INVENTED = Field(Source("invented", "mask", "uint8", ("invented",)), None)
+
+
+class HoleTask(Task):
+    """Takes pixels away, lets a generator paint them, and keeps all others as they are.
+
+    The inputs are an image and ``hole`` (1 = missing), the outputs the image with its holes
+    filled and ``invented`` (1 = made by the network).
+    """
+
+    config: InpaintingConfig
+
+    def __init__(self, config: InpaintingConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.image = field(spec, config.image)
+        if self.image.scaling is None:
+            raise InputError(f"{config.image!r} is a label source; holes are filled in images")
+        self.inputs, self.outputs = (self.image, HOLE), (self.image, INVENTED)
+        if config.adversarial_weight > 0:
+            judge = vars(config.discriminator)
+            self.discriminator = GlobalLocal(self.image.channels, **judge)
+        self._game = adversarial.LOSSES[config.adversarial]
+        self._bank: masks.Bank | None = None
+        self._features: nn.Module | None = None
+
+    @abstractmethod
+    def paint(self, start: Tensor, hole: Tensor) -> Tensors:
+        """``raw``, the last painting ``(B, C, H, W)``, and whatever else the losses need.
+
+        Args:
+            start: ``(B, C, H, W)`` the image with something in its holes.
+            hole: ``(B, 1, H, W)``, 1 = not known.
+        """
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Add ``hole``: drawn anew for every sample and epoch, the same in every evaluation."""
+        holes, buildings = self.config.holes, None
+        if "footprint" in holes.kinds:
+            labels = batch[field(self.spec, holes.footprints).name]
+            buildings = torch.zeros_like(batch["valid"])
+            for value in holes.footprint_classes:
+                buildings = torch.where(labels == value, 1.0, buildings)
+        if "file" in holes.kinds and self._bank is None:
+            self._bank = masks.Bank([self._read_mask(str(path)) for path in holes.files])
+        height, width = batch["valid"].shape[-2:]
+        hole = masks.draw(holes, batch["key"], height, width, buildings=buildings, bank=self._bank)
+        return batch | {HOLE.name: hole.to(batch["valid"])}
+
+    def generate(self, batch: Batch) -> Tensors:
+        image, hole = batch[self.image.name], batch[HOLE.name]
+        known = batch["valid"] * (1 - hole)
+        out = self.paint(self.start(image, known), 1 - known)
+        return {
+            **out,
+            self.image.name: torch.where(hole > 0.5, out["raw"], image),
+            INVENTED.name: hole,
+        }
+
+    def start(self, image: Tensor, known: Tensor) -> Tensor:
+        """``(B, C, H, W)`` as the network sees it: what is not known is filled as configured."""
+        config, everywhere = self.config, torch.ones_like(known)
+        if config.fill == "constant":
+            return torch.where(known > 0, image, config.fill_value)
+        fill = baselines.mean_fill if config.fill == "mean" else baselines.smooth_fill
+        return fill(image, 1 - known, everywhere)
+
+    def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        name, valid = self.image.name, batch["valid"]
+        return batch[HOLE.name], measured(batch[name], valid), measured(out[name], valid)
+
+    def generator_losses(self, batch: Batch, out: Tensors, verdict: Verdict | None) -> Tensors:
+        config, true, valid = self.config, batch[self.image.name], batch["valid"]
+        hole = valid * batch[HOLE.name]
+        terms = {
+            "hole": reconstruction.l1(out["raw"], true, hole),
+            "valid": reconstruction.l1(out["raw"], true, valid - hole),
+        }
+        if config.variation_weight > 0:
+            near = reconstruction.dilate(hole) * valid
+            terms["variation"] = reconstruction.total_variation(out[self.image.name], near)
+        if config.perceptual_weight > 0 or config.style_weight > 0:
+            terms |= self._feature_terms(batch, out)
+        terms = {name: values.mean() for name, values in terms.items()}
+        if verdict is not None:
+            terms["adversarial"] = verdict.generator_term(self._game)
+        return terms
+
+    def _feature_terms(self, batch: Batch, out: Tensors) -> Tensors:
+        """Distances of the raw and of the composed image, added (Liu et al. 2018, eqs. 3-5)."""
+        valid = batch["valid"]
+        if self._features is None:
+            chosen = self.config.features
+            network = load_features(chosen.network, chosen.weights, chosen.layers)
+            self._features = network.to(valid.device)
+        order = rgb_bands(self.image.source.bands, self.image.channels)
+        images = (out["raw"], out[self.image.name], batch[self.image.name])
+        stacked = torch.cat([measured(image, valid)[:, order] for image in images])
+        parts = {k: v.chunk(3) for k, v in self._features(stacked).items()}
+        raw, composed, true = ({k: v[i] for k, v in parts.items()} for i in range(3))
+        maps = {k: v for k, v in true.items() if v.ndim == 4}
+        terms = {}
+        if self.config.perceptual_weight > 0:
+            terms["perceptual"] = perceptual.perceptual(raw, true) + perceptual.perceptual(
+                composed, true
+            )
+        if self.config.style_weight > 0:
+            terms["style"] = perceptual.style({k: raw[k] for k in maps}, maps) + perceptual.style(
+                {k: composed[k] for k in maps}, maps
+            )
+        return terms
+
+    def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:
+        return {"adversarial": verdict.discriminator_term(self._game)}
+
+    def balances(self, steps: int) -> tuple[Balance, Balance]:
+        config = self.config
+        names = ("hole", "valid", "adversarial", "variation", "perceptual", "style")
+        weights = {name: getattr(config, f"{name}_weight") for name in names}
+        return FixedBalance(weights), FixedBalance({"adversarial": config.discriminator_factor})
+
+    def shown(self, batch: Batch) -> list[tuple[Field, Tensor]]:
+        image = batch[self.image.name]
+        return [(self.image, torch.where(batch[HOLE.name] > 0.5, 1.0, image))]
+
+    def compose(self, inputs: Arrays, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Known pixels come back bit for bit; ``invented`` says which ones are not."""
+        hole, made = inputs[HOLE.name] > 0, super().compose(inputs, outputs)
+        image = np.where(hole, made[self.image.name], inputs[self.image.name])
+        return {self.image.name: image, INVENTED.name: hole.astype(np.uint8)}
+
+    def _read_mask(self, path: str) -> Tensor:
+        scene = open_scene(path, ungeoreferenced=True)
+        stored, valid = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
+        missing = clouds.missing(stored[0], self.config.holes.read_as, self.config.holes.classes)
+        return torch.from_numpy(missing & valid)
