@@ -9,13 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from ganlab.baselines import harmonic_fill, mean_fill
+from ganlab.data.toytown import town
 from ganlab.errors import InputError
 from ganlab.metrics import (
+    Seam,
     Texture,
     gradient_distance,
     gradient_histogram,
     l1,
     psnr,
+    seam,
+    spectral_angle,
     spectrum,
     spectrum_distance,
     ssim,
@@ -25,6 +30,7 @@ PIXELWISE = {
     "l1": l1,
     "psnr": lambda *args: psnr(*args, data_range=2.0),
     "ssim": lambda *args: ssim(*args, data_range=2.0),
+    "angle": lambda *args: spectral_angle(*args, dark=-2.0),
 }
 
 
@@ -162,6 +168,18 @@ def test_ssim_in_a_hole_is_not_flattered():
     assert (ssim(nonsense, truth, valid, mask, data_range=2.0).abs() < 0.2).all()
 
 
+def test_ssim_of_the_whole_hides_a_small_hole():
+    """A hole of one colour: the whole tile looks fine, the hole holds nothing of its truth."""
+    truth = texture(samples=4, size=128)
+    hole = torch.zeros(4, 1, 128, 128)
+    hole[:, :, 60:72, 60:72] = 1
+    filled = mean_fill(truth, hole, torch.ones_like(hole))
+    whole = ssim(filled, truth, torch.ones_like(hole), data_range=2.0)
+    inside = ssim(filled, truth, torch.ones_like(hole), hole, data_range=2.0)
+    assert (whole > 0.98).all()
+    assert (inside.abs() < 0.1).all()
+
+
 def test_ssim_refuses_small_images():
     with pytest.raises(InputError, match="11 x 11"):
         ssim(*torch.zeros(2, 1, 1, 10, 30), torch.ones(1, 1, 10, 30), data_range=2.0)
@@ -174,6 +192,176 @@ def test_coarse_dtypes_are_computed_in_float32():
         result = metric(*coarse, valid)
         assert result.dtype == torch.float32
         assert torch.equal(result, metric(*(t.float() for t in coarse), valid))
+
+
+# --- spectral angle
+
+
+def spectra(*values):
+    """Pixels of one row: ``(1, bands, 1, pixels)``."""
+    return torch.tensor(values, dtype=torch.float32).T[None, :, None, :]
+
+
+def test_spectral_angle_by_hand():
+    """From the dark (-1, -0.5): orthogonal, parallel, 45 degrees, opposite, one and two zeros."""
+    dark = torch.tensor([-1, -0.5])
+    made = spectra((1, 0), (2, 4), (3, 0), (1, 1), (0, 0), (0, 0))
+    true = spectra((0, 5), (1, 2), (4, 4), (-2, -2), (3, 1), (0, 0))
+    angles = [math.pi / 2, 0.0, math.pi / 4, math.pi, math.pi / 2, 0.0]
+    shift = dark.view(1, 2, 1, 1)
+    for pixel, angle in enumerate(angles):
+        mask = torch.zeros(1, 1, 1, 6)
+        mask[..., pixel] = 1
+        for zero in (dark, dark.tolist(), dark.view(1, 2, 1, 1)):
+            result = spectral_angle(
+                made + shift, true + shift, torch.ones(1, 1, 1, 6), mask, dark=zero
+            )
+            torch.testing.assert_close(result, torch.tensor([angle]), rtol=0, atol=1e-6)
+    valid = torch.tensor([1.0, 0, 1, 1, 1, 1]).view(1, 1, 1, 6)
+    result = spectral_angle(made + shift, true + shift, valid, dark=dark)
+    torch.testing.assert_close(result, torch.tensor([sum(angles) / 5]))
+    stretched = made * torch.tensor([1, 4.0]).view(1, 2, 1, 1)  # bands in different units
+    again = spectral_angle(
+        stretched, 4 * true * torch.tensor([1, 4.0]).view(1, 2, 1, 1), valid, dark=0, gain=[4, 1]
+    )
+    torch.testing.assert_close(again, result)
+
+
+@settings(max_examples=30, deadline=None)
+@given(power=st.floats(-7, 0), brightness=st.floats(0.1, 10), seed=st.integers(0, 1000))
+def test_small_angles_are_exact(power, brightness, seed):
+    """The arccosine of a float32 product is blind below 3e-4."""
+    angle = 10**power
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.linalg.qr(torch.randn(4, 2, generator=generator, dtype=torch.float64)).Q.T
+    made = brightness * (math.cos(angle) * first + math.sin(angle) * second)
+    image, truth = (x.view(1, 4, 1, 1).expand(1, 4, 3, 3) for x in (made, first))
+    valid = torch.ones(1, 1, 3, 3)
+    result = float(spectral_angle(image.float(), truth.float(), valid, dark=0.0))
+    assert abs(result - angle) < 3e-7
+    result = float(spectral_angle(image, truth, valid, dark=0.0))
+    assert abs(result - angle) < 1e-14
+
+
+def test_angle_is_blind_to_brightness_only_from_the_dark():
+    _, truth, valid = images()
+    image = 3 * (truth + 1.5) - 1.5
+    assert (spectral_angle(image, truth, valid, dark=-1.5) < 1e-6).all()
+    assert (spectral_angle(image, truth, valid, dark=0.0) > 0.1).all()
+
+
+def test_gradients_of_equal_dark_and_broken_spectra_are_finite():
+    truth = images()[1]
+    truth[0, :, :5], truth[1, :, 7] = -1.0, math.nan
+    valid = truth.isfinite().all(1, keepdim=True).float()
+    for shift in (0.0, 1e-20, 1e-7, 0.1):
+        image = (truth + shift).requires_grad_()
+        spectral_angle(image, truth, valid, dark=-1.0).sum().backward()
+        assert image.grad.isfinite().all()
+        assert (image.grad.masked_fill(valid > 0, 0) == 0).all()
+    assert image.grad.abs().max() > 0
+
+
+# --- seam
+
+
+def toytown_tiles(number, size, seed=0):
+    scene = torch.from_numpy(town(512, 1)[0]).float() / 127.5 - 1
+    places = torch.randint(512 - size, (number, 2), generator=torch.Generator().manual_seed(seed))
+    return torch.stack([scene[:, r : r + size, c : c + size] for r, c in places.tolist()])
+
+
+def random_holes(number, size, seed=0):
+    """A circle and a rectangle each, anywhere, about 20 %."""
+    generator = torch.Generator().manual_seed(seed)
+    holes = torch.zeros(number, 1, size, size)
+    y, x = torch.arange(size)[:, None], torch.arange(size)
+    for hole in holes[:, 0]:
+        row, column, r, top, left, h, w = torch.rand(7, generator=generator).tolist()
+        hole[(y - row * size) ** 2 + (x - column * size) ** 2 < (0.3 * r * size + 3) ** 2] = 1
+        height, width = int((0.5 * h + 0.05) * size), int((0.5 * w + 0.05) * size)
+        top, left = int(top * (size - height)), int(left * (size - width))
+        hole[top : top + height, left : left + width] = 1
+    return holes
+
+
+def ratio(image, hole, valid=None):
+    made = Seam()
+    for part in (slice(0, 5), slice(5, None)):
+        made.update(
+            image[part], hole[part], (torch.ones_like(hole) if valid is None else valid)[part]
+        )
+    return float(made.ratio())
+
+
+def test_seam_by_hand():
+    image = torch.tensor(
+        [[0.0, 1, 3, 3], [0, 4, 6, 2], [0, 5, 9, 1], [7, 7, 7, 7]],
+    )[None, None]
+    image = torch.cat([image, -3 * image], 1)
+    hole = torch.zeros(1, 1, 4, 4)
+    hole[..., 1:3, 1:3] = 1
+    valid = torch.ones_like(hole)
+    across = [4, 5, 4, 8, 3, 3, 2, 2]  # left, left, right, right, above, above, below, below
+    inside = [2, 4, 1, 3]
+    expected = torch.tensor([[2 * sum(across) / 8, 2 * sum(inside) / 4]])
+    torch.testing.assert_close(seam(image, hole, valid), expected)
+    valid[..., 2, 2] = 0  # takes the differences 8 and 2, and 4 and 3
+    image[..., 2, 2] = math.nan
+    expected = torch.tensor([[2 * (sum(across) - 10) / 6, 2 * (2 + 1) / 2]])
+    torch.testing.assert_close(seam(image, hole, valid), expected)
+    made = Seam()
+    made.update(image, hole, valid)
+    torch.testing.assert_close(made.ratio(), expected[0, 0] / expected[0, 1])
+
+
+def test_seam_of_tiles_without_pairs():
+    image = toytown_tiles(3, 16)
+    hole = torch.zeros(3, 1, 16, 16)
+    hole[1], hole[2, 0, 3, 4] = 1, 1
+    found = seam(image, hole, torch.ones_like(hole))
+    assert found.isnan().tolist() == [[True, True], [True, False], [False, True]]
+    assert seam(image, hole, torch.zeros_like(hole)).isnan().all()
+    assert math.isfinite(ratio(image, hole))
+    with pytest.raises(InputError, match="update"):
+        Seam().ratio()
+
+
+def test_seam_ratio_weighs_pairs_not_tiles():
+    """A tile with few pairs counts little: sums over all tiles, then one ratio."""
+    image, hole = toytown_tiles(8, 64), random_holes(8, 64)
+    image[0] *= 9
+    hole[0] = 0
+    hole[0, :, 5:8, 5:8] = 1
+    valid = (torch.rand(hole.shape, generator=torch.Generator().manual_seed(0)) > 0.1).float()
+    totals, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2)
+    known = valid > 0
+    for a, b in ((slice(1, None), slice(None, -1)),):
+        for flip in (False, True):
+            x, h, v = (t.transpose(2, 3) if flip else t for t in (image, hole, known))
+            difference = (x[:, :, a] - x[:, :, b]).abs().double().mean(1, keepdim=True)
+            both = v[:, :, a] & v[:, :, b]
+            number = h[:, :, a] + h[:, :, b]  # of the pair that are in a hole
+            for column in (0, 1):
+                totals[column] += difference[both & (number == column + 1)].sum()
+                counts[column] += (both & (number == column + 1)).sum()
+    expected = totals / counts
+    assert ratio(image, hole, valid) == pytest.approx(float(expected[0] / expected[1]), rel=1e-5)
+    means = seam(image, hole, valid).nanmean(0)
+    assert abs(float(means[0] / means[1]) - float(expected[0] / expected[1])) > 0.05
+
+
+def test_seam_ratio_is_one_in_truth_and_tells_fills_apart():
+    truth, hole = toytown_tiles(300, 64), random_holes(300, 64)
+    valid = torch.ones_like(hole)
+    assert 0.95 < ratio(truth, hole) < 1.05
+    assert 0.95 < ratio(truth.flip(0), hole) < 1.05
+    elsewhere = torch.where(hole > 0, truth.roll(1, 0), truth)  # textured, but it does not fit
+    assert ratio(elsewhere, hole) > 3
+    assert ratio(truth + 0.3 * hole, hole) > 3
+    assert ratio(harmonic_fill(truth, hole, valid), hole) > 1.8
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    assert ratio(torch.where(hole > 0, noise, truth), hole) < 0.85
 
 
 # --- spectrum
@@ -320,6 +508,26 @@ def test_texture_is_that_of_the_whole_set():
     gradients = [gradient_histogram(t, valid).sum(0) for t in (image, truth)]
     torch.testing.assert_close(together["spectrum"], spectrum_distance(*spectra))
     torch.testing.assert_close(together["gradient"], gradient_distance(*gradients))
+
+
+def test_gradients_can_be_those_of_holes_alone():
+    """A small hole without texture: nothing beside the whole tile, everything beside its truth."""
+    truth = toytown_tiles(6, 64)
+    hole = torch.zeros(6, 1, 64, 64)
+    hole[:, :, 20:30, 20:30] = 1
+    valid = torch.ones_like(hole)
+    filled = mean_fill(truth, hole, valid)
+
+    def distance(mask):
+        made, real = Texture(), Texture()
+        made.update(filled, valid, mask)
+        real.update(truth, valid, mask)
+        return made.distance(real)
+
+    assert torch.equal(distance(hole)["spectrum"], distance(None)["spectrum"])
+    counts = [gradient_histogram(x, hole).sum(0) for x in (filled, truth)]
+    torch.testing.assert_close(distance(hole)["gradient"], gradient_distance(*counts))
+    assert distance(hole)["gradient"] > 10 * distance(None)["gradient"]
 
 
 def test_texture_without_tiles_is_refused():

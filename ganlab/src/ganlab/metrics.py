@@ -8,10 +8,12 @@ without waiting for the host.
 L1, PSNR and SSIM compare pixel with pixel, and so prefer a blurred image to a sharp one that is
 slightly displaced. Spectrum and gradient histogram ask instead whether the texture is as rich as in
 truth. They are distributions: averaged over a data set first and compared then, they are steadier
-than a mean of distances between single tiles, and ``Texture`` does that.
+than a mean of distances between single tiles, and ``Texture`` does that. ``Seam`` asks whether one
+sees where a hole was.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +75,63 @@ def ssim(
     similarity = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
     similarity = similarity / ((mx * mx + my * my + c1) * (variances + c2))
     return _mean(similarity, weight >= 0.5)
+
+
+def spectral_angle(
+    image: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dark: float | Sequence[float] | Tensor,
+    gain: float | Sequence[float] | Tensor = 1.0,
+) -> Tensor:
+    """Mean angle between the spectra of made and true pixels, in radian (Kruse et al. 1993): (B,).
+
+    Blind to brightness, and so a measure of colour. Angles need the physical zero, and the bands in
+    one unit: the spectrum of a pixel is ``(image - dark) * gain``. A spectrum of zeros has no
+    direction: its angle is 0 to another one of zeros and pi / 2 to any other.
+
+    The angle is that of Kahan (2006), twice the arctangent of difference over sum of the unit
+    vectors, which is exact for small angles, too, where the arccosine of a rounded product is not.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        truth: ``(B, C, H, W)``.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+        mask: ``(B, 1, H, W)``, 1 = to be counted (a hole, say); all pixels if None.
+        dark: the value that means no radiance, one or per band: -1 for bytes scaled to [-1, 1].
+        gain: radiance for each unit of the image, one or per band; only ratios of bands matter.
+    """
+    counted = _counted(valid, mask)
+    units = []
+    for x in (image, truth):
+        spectra = ((_wide(x) - _per_band(dark, x)) * _per_band(gain, x)).masked_fill(~counted, 0.0)
+        length = torch.linalg.vector_norm(spectra, dim=1, keepdim=True)
+        units.append(spectra / length.masked_fill(length == 0, 1.0))
+    made, true = units
+    apart, along = (
+        torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (made - true, made + true)
+    )
+    # Two spectra of zeros: the arctangent of 0 / 0 has no gradient.
+    along = along.masked_fill((apart == 0) & (along == 0), 1.0)
+    return _mean(2 * torch.atan2(apart, along), counted)
+
+
+def seam(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours across the border of holes, and inside: ``(B, 2)``.
+
+    Neighbours share a side, and count where both are valid: in the first column if one of the two
+    is in a hole, in the second if both are. Units are those of the image; NaN without a pair.
+    ``Seam`` makes a ratio of the two for a whole set.
+
+    Args:
+        image: ``(B, C, H, W)`` with the holes filled.
+        hole: ``(B, 1, H, W)``, 1 = filled.
+        valid: ``(B, 1, H, W)``, 1 = measured.
+    """
+    totals, pairs = _seam(image, hole, valid)
+    return totals / pairs
 
 
 def spectrum(image: Tensor, valid: Tensor, bins: int = 16) -> Tensor:
@@ -170,10 +229,17 @@ class Texture:
         self.sums: list[Tensor] = []
         """Power ``(C, bins)``, gradient counts ``(C, bins)``, tiles; they add over processes."""
 
-    def update(self, image: Tensor, valid: Tensor) -> None:
-        """Add tiles; those without a valid pixel add nothing."""
+    def update(self, image: Tensor, valid: Tensor, mask: Tensor | None = None) -> None:
+        """Add tiles; those without a valid pixel add nothing.
+
+        Args:
+            image: ``(B, C, H, W)``.
+            valid: ``(B, 1, H, W)``, 1 = measured.
+            mask: ``(B, 1, H, W)``, 1 = where gradients count (a hole, say); all if None. The
+                spectrum is that of the whole tile, since a hole is no window of its own.
+        """
         power = spectrum(image, valid).nansum(0)
-        gradients = gradient_histogram(image, valid).sum(0)
+        gradients = gradient_histogram(image, _counted(valid, mask).float()).sum(0)
         news = [power, gradients, (valid > 0.5).flatten(1).any(1).sum()]
         self.sums = [a + b for a, b in zip(self.sums, news, strict=True)] if self.sums else news
 
@@ -190,6 +256,70 @@ class Texture:
             "spectrum": spectrum_distance(a / n, b / m),
             "gradient": gradient_distance(here, there),
         }
+
+
+class Seam:
+    """The seam ratio of a whole data set: are holes seen by their border?
+
+    The mean difference of neighbours across the border of the holes over that inside them, of all
+    tiles together (each pair of pixels weighs the same). Holes that lie anywhere in true images
+    have 1. A step at the border makes it large; so does a smooth filling of textured ground, whose
+    inside is too calm (harmonic fill of toytown: 2.4, mean fill: infinite). Below 1, the inside is
+    rougher than the way into it: noise lowers it, and nearest fill, which copies its way in and
+    breaks within, has 0.3. So read it beside ``Texture``, and not as a goal of its own.
+
+    >>> made = Seam()
+    >>> for image, hole, valid in batches:  # doctest: +SKIP
+    ...     made.update(image, hole, valid)
+    >>> made.ratio()  # doctest: +SKIP
+    tensor(...)
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        """Sums of differences ``(2,)`` across and inside, numbers of pairs; over processes, too."""
+
+    def update(self, image: Tensor, hole: Tensor, valid: Tensor) -> None:
+        """Add tiles, as for ``seam``."""
+        news = [t.sum(0) for t in _seam(image, hole, valid)]
+        self.sums = [a + b for a, b in zip(self.sums, news, strict=True)] if self.sums else news
+
+    def ratio(self) -> Tensor:
+        """A scalar on the device; NaN if there was no pair across, or none inside.
+
+        Raises:
+            InputError: no tile was added.
+        """
+        if not self.sums:
+            raise InputError("a Seam without tiles has no ratio: call update first")
+        means = self.sums[0] / self.sums[1]
+        return means[0] / means[1]
+
+
+def _seam(image: Tensor, hole: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over pairs of the differences' mean over bands, and numbers of pairs: ``(B, 2)`` each.
+
+    The first column is across a hole's border, the second inside.
+    """
+    counted, inside = valid > 0.5, hole > 0.5
+    x = _wide(image).masked_fill(~counted, 0.0)
+    totals, pairs = [], []
+    for axis in (2, 3):
+        (x0, c0, h0), (x1, c1, h1) = (
+            [t.narrow(axis, start, t.shape[axis] - 1) for t in (x, counted, inside)]
+            for start in (0, 1)
+        )
+        difference = (x1 - x0).abs().mean(1, keepdim=True)
+        for kind in (h0 ^ h1, h0 & h1):
+            kind = kind & c0 & c1
+            totals.append(difference.masked_fill(~kind, 0.0).sum((1, 2, 3)))
+            pairs.append(kind.sum((1, 2, 3)))
+    sums = [torch.stack([t[0] + t[2], t[1] + t[3]], 1) for t in (totals, pairs)]
+    return sums[0], sums[1]
+
+
+def _per_band(value: float | Sequence[float] | Tensor, image: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=_wide(image).dtype, device=image.device).view(-1, 1, 1)
 
 
 def _counted(valid: Tensor, mask: Tensor | None) -> Tensor:
