@@ -132,7 +132,7 @@ def test_noise_is_the_spline_of_its_lattice():
         return 2 / 3 - x * x + x**3 / 2 if x < 1 else max(2 - x, 0) ** 3 / 6
 
     key, cell = some_keys(1), 3.2  # 0.4 of 8 pixels: a single octave
-    rows, columns = int(8 / cell) + 5, int(10 / cell) + 5
+    rows, columns = int(8 / cell) + 4, int(10 / cell) + 4
     lattice = draws(key, "noise 0", rows * columns).view(rows, columns).double() - 0.5
     expected = torch.tensor(
         [
@@ -152,6 +152,14 @@ def test_noise_is_the_spline_of_its_lattice():
     expected = (expected - expected.mean()) / expected.std(correction=0)
     noise = masks.fractal_noise(key, 8, 10)[0, 0]
     torch.testing.assert_close(noise, expected.float(), rtol=0, atol=1e-4)
+
+
+def test_a_refined_lattice_is_the_same_spline():
+    coarse = torch.rand(2, 12, 9, generator=torch.Generator().manual_seed(0))
+    fine = masks._refine(coarse, 20, 14)
+    assert fine.shape == (2, 20, 14)
+    same = masks._interpolate(coarse, 40, 30, 6)
+    torch.testing.assert_close(masks._interpolate(fine, 40, 30, 3), same, rtol=0, atol=1e-6)
 
 
 def box(mask):
@@ -375,6 +383,33 @@ def test_the_piece_nearest_to_the_coverage_wins():
     assert (pieces.cut(some_keys(32), 64, 64, target).mean((1, 2, 3)) - target).abs().mean() > 0.15
 
 
+def test_layers_are_cut_by_their_mean():
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.rand(64, 1000, generator=generator) * torch.linspace(0, 1, 1000)
+    target = torch.linspace(0.05, 0.45, 16)
+    pieces = masks.Bank([ramp]).cut(some_keys(16), 64, 64, target)
+    assert (pieces.mean((1, 2, 3)) - target).abs().max() < 0.02
+    assert set(pieces.flatten().tolist()) <= set(ramp.flatten().tolist())
+
+
+def test_integral_images_may_wrap_around():
+    """As the sums of a large scene of thickness do: pieces stay the same."""
+    ramp = torch.linspace(0, 1, 400).expand(64, -1)
+    plain, wrapped = masks.Bank([ramp]), masks.Bank([ramp])
+    wrapped._sums = (wrapped._sums.long() + 2**31 - 10**5).to(torch.int32)
+    key = some_keys()
+    assert torch.equal(plain.cut(key, 32, 32, 0.5), wrapped.cut(key, 32, 32, 0.5))
+
+
+def test_directions_are_unit_vectors_near_their_angles():
+    turns = torch.linspace(-1.5, 1.5, 601)
+    down, right = masks.directions(turns)
+    torch.testing.assert_close(torch.hypot(down, right), torch.ones(601), rtol=0, atol=1e-6)
+    true = 2 * math.pi * turns
+    cosine = down * true.sin() + right * true.cos()
+    assert 1e-4 < (1 - cosine).max() < 1 - math.cos(math.radians(3))
+
+
 def test_a_mask_as_large_as_the_piece_is_cut_whole():
     pattern = torch.rand(20, 30, generator=torch.Generator().manual_seed(0)) < 0.3
     for mask in masks.Bank([pattern]).cut(some_keys(), 20, 30, 0.5)[:, 0] > 0:
@@ -463,5 +498,10 @@ def test_impossible_requests_are_refused():
         masks.Bank([torch.ones(64, 40) > 0, torch.ones(40, 31) > 0]).cut(key, 32, 32, 0.3)
     with pytest.raises(InputError, match="no mask"):
         masks.Bank([])
-    with pytest.raises(InputError, match="expected torch.bool"):
-        masks.Bank([torch.ones(64, 40)])
+    with pytest.raises(InputError, match="expected bool or float"):
+        masks.Bank([torch.ones(64, 40, dtype=torch.uint8)])
+    with pytest.raises(InputError, match="expected bool or float"):
+        masks.Bank([torch.ones(1, 64, 40)])
+    for value in (1.5, -0.1, float("nan")):
+        with pytest.raises(InputError, match="outside"):
+            masks.Bank([torch.full((64, 40), value)])

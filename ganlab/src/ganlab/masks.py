@@ -20,9 +20,6 @@ from ganlab.config import HolesConfig
 from ganlab.errors import InputError
 from ganlab.randomness import draws
 
-BISECTIONS = 22
-"""Steps to a level: it is found to 2e-7 of the field's range."""
-
 
 def rectangles(keys: Tensor, height: int, width: int, coverage: float | Tensor) -> Tensor:
     """One upright rectangle, with sides in a ratio of up to 2.5.
@@ -123,25 +120,76 @@ def fractal_noise(
         roughness: amplitude of a lattice relative to the one before; 0.5 is smooth, 0.7 rough.
         purpose: other purposes get independent noise.
     """
-    cell, amplitude, octave = scale * min(height, width), 1.0, 0
-    noise = torch.zeros(len(keys), height, width, device=keys.device)
-    while cell >= 2 or octave == 0:
-        rows, columns = (int(size / cell) + 5 for size in (height, width))
+    cells = [scale * min(height, width)]
+    while cells[-1] >= 4:
+        cells.append(cells[-1] / 2)
+    # Sizes of the lattices, from the finest to the coarsest: each refines to the one before.
+    sizes = [_lattice_size(height, width, cells[-1])]
+    for _ in cells[1:]:
+        sizes.append((sizes[-1][0] // 2 + 3, sizes[-1][1] // 2 + 3))
+    noise: Tensor | None = None
+    for octave, (rows, columns) in enumerate(reversed(sizes)):
         lattice = draws(keys, f"{purpose} {octave}", rows * columns).view(-1, rows, columns) - 0.5
-        noise = noise + amplitude * _interpolate(lattice, height, width, cell)
-        cell, amplitude, octave = cell / 2, amplitude * roughness, octave + 1
+        lattice = lattice * roughness**octave
+        noise = lattice if noise is None else _refine(noise, rows, columns) + lattice
+    assert noise is not None
+    noise = _interpolate(noise, height, width, cells[-1])
     noise = noise - _mean(noise)
     return (noise / _mean(noise * noise).sqrt())[:, None]
+
+
+def level(field: Tensor, coverage: Tensor) -> Tensor:
+    """The level below which a field lies in a share of its pixels: ``(B, 1, 1)``.
+
+    A histogram, then one of the bin that matters, find it to 2e-7 of the field's range; of the two
+    ends of that last bin the one nearer to the share is taken. The field must be continuous: equal
+    values are taken or left together.
+
+    Args:
+        field: ``(B, H, W)`` float.
+        coverage: ``(B,)`` shares in (0, 1).
+    """
+    bins, flat = 2048, field.flatten(1)
+    target = coverage[:, None] * flat.shape[1]
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    one = torch.ones_like(flat)
+    for _ in range(2):
+        size = ((high - low) / bins).clamp(min=1e-30)
+        # Bin 0 is for all below, the last one for all above.
+        index = ((flat - low) / size + 1).clamp(0, bins + 1).long()
+        counts = torch.zeros(len(flat), bins + 2, device=flat.device).scatter_add_(1, index, one)
+        before = (counts.cumsum(1) < target).sum(1, keepdim=True)
+        low = low + size * (before - 1)
+        high = low + size
+    less, more = ((flat <= end).sum(1, keepdim=True) for end in (low, high))
+    return torch.where(target - less < more - target, low, high)[:, :, None]
+
+
+def directions(turns: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors (down, right) at angles in turns, clockwise from the right.
+
+    The angles are met within three degrees only, since parabolas stand in for sines; in return the
+    result is the same in every batch, to the last bit.
+    """
+
+    def arc(turns: Tensor) -> Tensor:
+        half = 2 * (turns - turns.round())
+        return half * (1 - half.abs())
+
+    down, right = arc(turns), arc(turns + 0.25)
+    length = (down * down + right * right).sqrt()
+    return down / length, right / length
 
 
 class Bank:
     """Pieces of real masks, such as clouds and data gaps, cut by coverage.
 
     Args:
-        masks: ``(H, W)`` bool tensors, True = missing, of any sizes.
+        masks: ``(H, W)`` tensors of any sizes: bool, True = missing, or float layers in [0, 1],
+            such as the thickness of clouds, whose coverage is their mean.
 
     Raises:
-        InputError: no mask, or one that is not a two-dimensional bool tensor.
+        InputError: no mask, or one that is not as described.
     """
 
     candidates = 64
@@ -149,18 +197,23 @@ class Bank:
 
     def __init__(self, masks: Sequence[Tensor]) -> None:
         for mask in masks:
-            if mask.ndim != 2 or mask.dtype != torch.bool:
+            if mask.ndim != 2 or not (mask.dtype == torch.bool or mask.is_floating_point()):
                 found = f"{mask.dtype} of shape {tuple(mask.shape)}"
-                raise InputError(f"mask is {found}, expected torch.bool of shape (H, W)")
+                raise InputError(f"mask is {found}, expected bool or float of shape (H, W)")
+            if not bool(((mask >= 0) & (mask <= 1)).all()):
+                raise InputError("mask has values outside [0, 1], or NaN: expected shares")
         if not masks:
             raise InputError("no mask to cut pieces from: give at least one")
         self.smallest = tuple(min(mask.shape[dim] for mask in masks) for dim in (0, 1))
         # All masks behind each other, each with a row and a column of zeros before it, so that
-        # sums over windows are four look-ups in the integral image.
+        # sums over windows are four look-ups in the integral image. It may wrap around in int32:
+        # differences come out right all the same.
         padded = [F.pad(mask.cpu(), (1, 0, 1, 0)) for mask in masks]
         self._pixels = torch.cat([mask.flatten() for mask in padded])
-        sums = [mask.to(torch.int32).cumsum(0).cumsum(1) for mask in padded]
-        self._sums = torch.cat([s.flatten() for s in sums]).to(torch.int32)
+        self._unit = 1 if self._pixels.dtype == torch.bool else 255
+        units = [(mask * self._unit).round().int() for mask in padded]
+        sums = [part.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32) for part in units]
+        self._sums = torch.cat([part.flatten() for part in sums])
         sizes = torch.tensor([mask.shape for mask in padded])
         starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
         self._table = torch.cat([sizes, starts[:, None]], 1)  # rows, columns, start
@@ -169,7 +222,8 @@ class Bank:
         """One piece for each key, flipped and turned at random.
 
         The coverage is met as well as 64 random windows can: not at all in masks that are empty
-        or hardly larger than the piece. Arguments and result as in :func:`rectangles`.
+        or hardly larger than the piece. Arguments as in :func:`rectangles`; the result is 0 or 1
+        from bool masks, and in [0, 1] from float layers.
 
         Raises:
             InputError: a mask is smaller than the piece.
@@ -197,7 +251,7 @@ class Bank:
             - self._sums[first + beside]
             + self._sums[first]
         )
-        target = _share(keys, coverage)[:, None] * (height * width)
+        target = _share(keys, coverage)[:, None] * (height * width * self._unit)
         best = (missing - target).abs().argmin(1, keepdim=True)
         first, columns, turned, tall, wide = (
             t.gather(1, best)[:, :, None] for t in (first, columns, turned, tall, wide)
@@ -280,16 +334,7 @@ def _shape(field: Field, keys: Tensor, height: int, width: int, coverage: float 
 
 def _level_set(field: Tensor, coverage: Tensor) -> Tensor:
     """Where ``(B, H, W)`` fields are lowest, over ``(B,)`` of the pixels: ``(B, 1, H, W)``."""
-    flat = field.flatten(1)
-    target = coverage * flat.shape[1]
-    low, high = flat.amin(1), flat.amax(1)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        enough = (flat <= middle[:, None]).sum(1) >= target
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-    less, more = ((flat <= level[:, None]).sum(1) for level in (low, high))
-    level = torch.where(target - less < more - target, low, high)
-    return (field <= level[:, None, None]).float()[:, None]
+    return (field <= level(field, coverage)).float()[:, None]
 
 
 def _rectangle(keys: Tensor, height: int, width: int, coverage: Tensor) -> Tensor:
@@ -313,17 +358,17 @@ def _polygon(keys: Tensor, height: int, width: int, coverage: Tensor) -> Tensor:
     y, x = _offsets(centre_y, centre_x, height, width)
     turns, radii = drawn[:, 2:].view(-1, 2, corners).unbind(1)
     turns = (torch.arange(corners, device=keys.device) + 0.8 * turns) / corners
-    down, right = (_columns(part * (0.3 + 0.7 * radii)) for part in _direction(turns))
-    field = (y * y + x * x).sqrt() / disc
+    down, right = (_columns(part * (0.3 + 0.7 * radii)) for part in directions(turns))
     # A pixel is a * corner + b * next corner with a, b >= 0 in one wedge only, and a + b says how
     # much the polygon has to grow to reach it.
-    sides = [right[i] * y - down[i] * x for i in range(corners)]
+    field = torch.zeros(len(keys), height, width, device=keys.device)
+    left = [right[i] * y - down[i] * x >= 0 for i in range(corners)]
     for i in range(corners):
         j = (i + 1) % corners
-        growth = (sides[i] - sides[j]) / (right[i] * down[j] - down[i] * right[j])
-        inside = (sides[i] >= 0) & (sides[j] < 0)
-        field = torch.where(inside, torch.minimum(growth, field), field)
-    return field
+        area = right[i] * down[j] - down[i] * right[j]
+        growth = y * ((right[i] - right[j]) / area) + x * ((down[j] - down[i]) / area)
+        field = torch.where(left[i] & ~left[j], growth, field)
+    return torch.minimum(field, (y * y + x * x).sqrt() / disc)
 
 
 def _stroke(keys: Tensor, height: int, width: int, coverage: Tensor) -> Tensor:
@@ -337,26 +382,29 @@ def _stroke(keys: Tensor, height: int, width: int, coverage: Tensor) -> Tensor:
         height * (drawn[:, :1] + 0.7548777 * number),
         width * (drawn[:, 1:2] + 0.5698403 * number),
     )
-    row = torch.arange(height, device=keys.device)[:, None] + 0.5
-    column = torch.arange(width, device=keys.device) + 0.5
-    field = torch.full((len(keys), height, width), float("inf"), device=keys.device)
+    # Squared distances at few places: what lies between is as smooth as splines are.
+    cell = max(2.0, min(height, width) / 64)
+    rows, columns = _lattice_size(height, width, cell)
+    row = cell * (torch.arange(rows, device=keys.device)[:, None] - 1.0)
+    column = cell * (torch.arange(columns, device=keys.device) - 1.0)
+    unused = torch.where(number < 1 + 10 * coverage[:, None], 0.0, float("inf"))
+    field = torch.full((len(keys), rows, columns), float("inf"), device=keys.device)
     for bend, reach in zip(bends[:steps], bends[steps:], strict=True):
         y0, x0 = _fold(y, height), _fold(x, width)
         turn = turn + 0.4 * (bend - 0.5)
-        down, right = _direction(turn)
+        down, right = directions(turn)
         y, x = y + unit * (0.06 + 0.12 * reach) * down, x + unit * (0.06 + 0.12 * reach) * right
         down, right = _fold(y, height) - y0, _fold(x, width) - x0
         length = (down * down + right * right).sqrt().clamp(min=1e-3)
-        segments = (y0, x0, down / length, right / length, length)
-        for walk in range(walks):
-            top, left, dy, dx, most = (t[:, walk, None, None] for t in segments)
-            below, beside = row - top, column - left
-            ahead = below * dy + beside * dx
-            nearest = ahead.clamp(min=0).minimum(most)
-            square = (below * below + beside * beside) + nearest * (nearest - 2 * ahead)
-            used = walk < 1 + 10 * coverage[:, None, None]
-            field = torch.where(used, torch.minimum(field, square), field)
-    return field
+        segments = (y0, x0, down / length, right / length, length, unused)
+        top, left, dy, dx, most, far = (t[:, :, None, None] for t in segments)
+        below, beside = row - top, column - left
+        ahead = below * dy + beside * dx
+        nearest = ahead.clamp(torch.zeros_like(most), most)
+        along = ahead.mul_(-2).add_(nearest).mul_(nearest)
+        square = along.add_(below * below + far).add_(beside * beside)
+        field = torch.minimum(field, square.amin(1))
+    return _interpolate(field, height, width, cell)
 
 
 def _stripe(keys: Tensor, height: int, width: int, coverage: Tensor) -> Tensor:
@@ -446,25 +494,21 @@ def _offsets(centre_y: Tensor, centre_x: Tensor, height: int, width: int) -> tup
     return row[:, None] - height * centre_y, column - width * centre_x
 
 
-def _direction(turns: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors (down, right) at angles in turns, each within three degrees of its angle."""
-
-    def arc(turns: Tensor) -> Tensor:
-        half = 2 * (turns - turns.round())
-        return half * (1 - half.abs())
-
-    down, right = arc(turns), arc(turns + 0.25)
-    length = (down * down + right * right).sqrt()
-    return down / length, right / length
-
-
 def _fold(place: Tensor, size: int) -> Tensor:
     """Reflect what left [0, size] back into it, as often as it takes."""
     return (place - 2 * size * (place / (2 * size)).round()).abs()
 
 
+def _lattice_size(height: int, width: int, cell: float) -> tuple[int, int]:
+    """Rows and columns of the lattice that :func:`_interpolate` needs."""
+    return int(height / cell) + 4, int(width / cell) + 4
+
+
 def _interpolate(lattice: Tensor, height: int, width: int, cell: float) -> Tensor:
-    """Cubic B-splines over ``(B, rows, columns)`` numbers that lie ``cell`` pixels apart."""
+    """Cubic B-splines over ``(B, rows, columns)`` numbers that lie ``cell`` pixels apart.
+
+    The first number lies ``cell`` pixels above and to the left of the image's corner.
+    """
     for dim, size in ((2, width), (1, height)):
         place = (torch.arange(size, device=lattice.device) + 0.5) / cell
         first = place.floor()
@@ -477,6 +521,16 @@ def _interpolate(lattice: Tensor, height: int, width: int, cell: float) -> Tenso
             for k, weight in enumerate((u * u * u / 6, near, far, t * t * t / 6))
         )
         lattice = (a + b) + (c + d)
+    return lattice
+
+
+def _refine(lattice: Tensor, rows: int, columns: int) -> Tensor:
+    """The same spline over a lattice twice as fine (Lane and Riesenfeld 1980)."""
+    for dim, size in ((2, columns), (1, rows)):
+        parts = lattice.shape[dim] - 2
+        a, b, c = (lattice.narrow(dim, k, parts) for k in range(3))
+        pairs = torch.stack([(a + b) / 2, (a + 6 * b + c) / 8], dim + 1)
+        lattice = pairs.flatten(dim, dim + 1).narrow(dim, 0, size)
     return lattice
 
 
