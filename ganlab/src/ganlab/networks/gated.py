@@ -148,7 +148,7 @@ class PartialConv(_Convolution):
             window = known.new_ones(1, 1, *layer.kernel_size)
             area = F.conv2d(known, window, None, layer.stride, layer.padding, layer.dilation)
             grown = (area > 0).to(known.dtype)
-            ratio = grown * window.numel() / area.clamp(min=1)
+            ratio = window.numel() / area.clamp(min=1)
         total = layer(torch.where(known > 0, x, 0))
         bias = grown.to(total.dtype) * self.bias[:, None, None].to(total.dtype)
         return self._activated(total * ratio.to(total.dtype) + bias), grown
