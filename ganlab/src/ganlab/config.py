@@ -442,7 +442,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
         if isinstance(declared, type) and dataclasses.is_dataclass(declared):
             arguments[name] = from_dict(declared, value)
         elif isinstance(value, list):
-            arguments[name] = tuple(value)
+            arguments[name] = tuple(map(Path, value) if declared == tuple[Path, ...] else value)
         elif declared is Path or (declared == Path | None and value is not None):
             arguments[name] = Path(value)
     return kind(**arguments)

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ganlab.data.store import Source, rgb_bands
 from ganlab.errors import InputError
 from ganlab.losses import adversarial, perceptual, reconstruction
 from ganlab.losses.adversarial import Verdict
-from ganlab.losses.balance import Balance, FixedBalance
+from ganlab.losses.balance import FixedBalance
 from ganlab.networks.features import load_features
 from ganlab.networks.patchgan import GlobalLocal
 from ganlab.tasks.base import Arrays, Field, Task, Tensors, field, measured
@@ -40,6 +41,13 @@ class HoleTask(Task):
         self.image = field(spec, config.image)
         if self.image.scaling is None:
             raise InputError(f"{config.image!r} is a label source; holes are filled in images")
+        if self.image.source.factor > 1:
+            n = self.image.source.factor
+            raise InputError(
+                f"{config.image!r} has {n} x {n} pixels for each of the tile; tile it by itself"
+            )
+        if "footprint" in config.holes.kinds:
+            self._check_footprints(field(spec, config.holes.footprints).source)
         self.inputs, self.outputs = (self.image, HOLE), (self.image, INVENTED)
         if config.adversarial_weight > 0:
             judge = vars(config.discriminator)
@@ -91,7 +99,9 @@ class HoleTask(Task):
 
     def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         name, valid = self.image.name, batch["valid"]
-        return batch[HOLE.name], measured(batch[name], valid), measured(out[name], valid)
+        seen = (batch[HOLE.name], batch[name], out[name])
+        hole, real, fake = (measured(image, valid) for image in seen)
+        return hole, real, fake
 
     def generator_losses(self, batch: Batch, out: Tensors, verdict: Verdict | None) -> Tensors:
         config, true, valid = self.config, batch[self.image.name], batch["valid"]
@@ -116,7 +126,7 @@ class HoleTask(Task):
         if self._features is None:
             chosen = self.config.features
             network = load_features(chosen.network, chosen.weights, chosen.layers)
-            self._features = network.to(valid.device)
+            self._features = network.to(valid)
         order = rgb_bands(self.image.source.bands, self.image.channels)
         images = (out["raw"], out[self.image.name], batch[self.image.name])
         stacked = torch.cat([measured(image, valid)[:, order] for image in images])
@@ -137,7 +147,7 @@ class HoleTask(Task):
     def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:
         return {"adversarial": verdict.discriminator_term(self._game)}
 
-    def balances(self, steps: int) -> tuple[Balance, Balance]:
+    def balances(self, steps: int) -> tuple[FixedBalance, FixedBalance]:
         config = self.config
         names = ("hole", "valid", "adversarial", "variation", "perceptual", "style")
         weights = {name: getattr(config, f"{name}_weight") for name in names}
@@ -149,12 +159,29 @@ class HoleTask(Task):
 
     def compose(self, inputs: Arrays, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Known pixels come back bit for bit; ``invented`` says which ones are not."""
-        hole, made = inputs[HOLE.name] > 0, super().compose(inputs, outputs)
-        image = np.where(hole, made[self.image.name], inputs[self.image.name])
-        return {self.image.name: image, INVENTED.name: hole.astype(np.uint8)}
+        name, hole = self.image.name, inputs[HOLE.name] > 0
+        # A scene's type may be wider than that of the training, and its known pixels use it.
+        source = replace(self.image.source, dtype=inputs[name].dtype.name)
+        made = replace(self.image, source=source).leave(outputs[name])
+        image = np.where(hole, made, inputs[name])
+        return {name: image, INVENTED.name: hole.astype(np.uint8)}
+
+    def _check_footprints(self, source: Source) -> None:
+        if source.kind != "label":
+            raise InputError(f"{source.name!r} is an image source; footprints are classes")
+        if unknown := set(self.config.holes.footprint_classes) - set(source.classes):
+            raise InputError(
+                f"footprints: classes {sorted(unknown)} do not occur, {source.name!r} has only "
+                f"{list(source.classes)}"
+            )
 
     def _read_mask(self, path: str) -> Tensor:
-        scene = open_scene(path, ungeoreferenced=True)
+        scene, holes = open_scene(path, ungeoreferenced=True), self.config.holes
+        if len(scene.bands) != 1:
+            raise InputError(f"{path} has {len(scene.bands)} bands; a mask has one")
         stored, valid = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
-        missing = clouds.missing(stored[0], self.config.holes.read_as, self.config.holes.classes)
+        try:
+            missing = clouds.missing(np.where(valid, stored[0], 0), holes.read_as, holes.classes)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         return torch.from_numpy(missing & valid)

@@ -7,7 +7,7 @@ from ganlab.config import TwoStageConfig
 from ganlab.data.batches import Batch, DataSpec
 from ganlab.losses import reconstruction
 from ganlab.losses.adversarial import Verdict
-from ganlab.losses.balance import Balance, FixedBalance
+from ganlab.losses.balance import FixedBalance
 from ganlab.networks.encoder_decoder import TwoStage
 from ganlab.tasks.base import Tensors
 from ganlab.tasks.holes import HOLE, HoleTask
@@ -47,9 +47,8 @@ class TwoStageReconstruction(HoleTask):
             "coarse_valid": reconstruction.l1(out["coarse"], true, valid - hole).mean(),
         }
 
-    def balances(self, steps: int) -> tuple[Balance, Balance]:
+    def balances(self, steps: int) -> tuple[FixedBalance, FixedBalance]:
         config, (generator, discriminator) = self.config, super().balances(steps)
-        assert isinstance(generator, FixedBalance)
         coarse = {
             "coarse_hole": config.coarse_weight * config.hole_weight,
             "coarse_valid": config.coarse_weight * config.valid_weight,

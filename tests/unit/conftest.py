@@ -1,0 +1,63 @@
+"""Tasks that fill holes, small and untrained, for any number of bands."""
+
+import pytest
+import torch
+
+from ganlab.config import (
+    EncoderDecoderConfig,
+    FeaturesConfig,
+    HoleJudgeConfig,
+    HolesConfig,
+    InpaintingConfig,
+    TwoStageConfig,
+)
+from ganlab.data.batches import DataSpec, Scaling
+from ganlab.data.store import Source
+from ganlab.tasks.inpainting import Inpainting
+from ganlab.tasks.two_stage import TwoStageReconstruction
+
+NAMES = {
+    1: ("pan",),
+    3: ("red", "green", "blue"),
+    4: ("B02", "B03", "B04", "B08"),
+    13: tuple(f"B{i}" for i in range(1, 14)),
+}
+# Not symmetric, and neither limit is a power of two.
+RANGES = {
+    "uint8": (0.0, 255.0),
+    "uint16": (100.0, 9000.0),
+    "int16": (-300.0, 4000.0),
+    "float32": (-0.25, 1.5),
+}
+TINY = EncoderDecoderConfig(width=4, dilations=(2,))
+HOLES = HolesConfig(kinds=("rectangle", "polygon"), coverage=(0.2, 0.5))
+
+
+def hole_spec(bands=3, dtype="uint8", nodata=None):
+    low, high = RANGES[dtype]
+    image = Source("image", "image", dtype, NAMES[bands], nodata=nodata)
+    label = Source("label", "label", "uint8", ("class",), classes=(0, 1, 7))
+    scaling = Scaling((low,) * bands, (high,) * bands, ((low + 2 * high) / 3,) * bands)
+    return DataSpec({"image": image, "label": label}, {"image": scaling}, 10.0)
+
+
+def hole_task(kind="inpainting", bands=3, dtype="uint8", *, nodata=None, **changes):
+    """An untrained task: ``kind`` is the name in ``TASKS``, ``changes`` go into its settings."""
+    torch.manual_seed(0)
+    settings = {
+        "holes": HOLES,
+        "generator": TINY,
+        "discriminator": HoleJudgeConfig(width=4, layers=1),
+        "features": FeaturesConfig(weights="random", layers=("stem", "block1")),
+    }
+    if kind == "two_stage":
+        settings["refinement"] = TINY
+    config = {"inpainting": InpaintingConfig, "two_stage": TwoStageConfig}[kind]
+    task = {"inpainting": Inpainting, "two_stage": TwoStageReconstruction}[kind]
+    return task(config(**settings | changes), hole_spec(bands, dtype, nodata))
+
+
+@pytest.fixture(name="hole_task")
+def hole_task_fixture():
+    """Makes untrained tasks: ``hole_task("two_stage", bands=4, dtype="uint16", fill="mean")``."""
+    return hole_task
