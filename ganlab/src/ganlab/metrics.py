@@ -113,8 +113,6 @@ def spectral_angle(
     apart, along = (
         torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (made - true, made + true)
     )
-    # Two spectra of zeros: the arctangent of 0 / 0 has no gradient.
-    along = along.masked_fill((apart == 0) & (along == 0), 1.0)
     return _mean(2 * torch.atan2(apart, along), counted)
 
 
@@ -302,7 +300,7 @@ def _seam(image: Tensor, hole: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     The first column is across a hole's border, the second inside.
     """
     counted, inside = valid > 0.5, hole > 0.5
-    x = _wide(image).masked_fill(~counted, 0.0)
+    x = _wide(image)
     totals, pairs = [], []
     for axis in (2, 3):
         (x0, c0, h0), (x1, c1, h1) = (
