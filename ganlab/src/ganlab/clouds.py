@@ -50,7 +50,7 @@ def clouds(
     darkness: float = 0.5,
     bands: int = 3,
     white: float = 0.9,
-    tint: float = 0.1,
+    tint: float = 0.05,
     scale: float = 0.4,
     roughness: float = 0.5,
 ) -> Clouds:
@@ -59,7 +59,8 @@ def clouds(
     The edge of a cloud, where alpha is half of ``thickness``, is the level of the noise that gives
     the coverage; around it alpha rises smoothly over ``softness`` standard deviations of the noise.
     A shadow is its cloud moved away from the sun by altitude / tan(elevation), with an edge twice
-    as soft, and weakened by ``darkness``. Clouds outside of the tile throw shadows into it.
+    as soft, and weakened by ``darkness``. Clouds beside the tile throw shadows into it; the farther
+    they may stand, under a low sun, the more noise has to be made.
 
     Args:
         keys: ``(B,)`` int64, from :func:`ganlab.randomness.keys`.
@@ -240,18 +241,18 @@ def missing(
     The bits of Landsat's quality bands, as the USGS publishes them (two bits hold a confidence:
     0 not determined, 1 low, 2 medium, 3 high):
 
-    ==========  =========================  ======================  =====================
-    meaning     cloud                      shadow                  cirrus
-    ==========  =========================  ======================  =====================
-    pre         14-15 high                 6-7 high (never set)    12-13 high
-    c1          4                          7-8 high                11-12 high
-    c2          3                          4                       2
-    ==========  =========================  ======================  =====================
+    =============  ============  ===================  ============
+    ``read_as``    cloud         shadow               cirrus
+    =============  ============  ===================  ============
+    landsat_pre    14-15 high    6-7 high, never set  12-13 high
+    landsat_c1     4             7-8 high             11-12 high
+    landsat_c2     3             4                    2
+    =============  ============  ===================  ============
 
-    "pre" is the BQA band of Landsat 8 before collections, "c1" BQA of Collection 1 and "c2"
-    QA_PIXEL of Collection 2. Its flags 2, 3 and 4 stand for high confidence; flag 1, the rim
-    around clouds, is not taken. Bit 0 is fill, and fill is never missing here: it was never
-    measured, which is what nodata says.
+    They stand for the BQA band of Landsat 8 before there were collections, BQA of Collection 1, and
+    QA_PIXEL of Collection 2, whose flags are set at high confidence, too. Its flag 1, a rim around
+    clouds, is not taken. Bit 0 is fill, and fill is never missing here: it was not measured in the
+    first place, which is for nodata to say.
 
     Args:
         stored: values as stored, any shape.
