@@ -268,19 +268,18 @@ def _sweeps(grid: _Grid, x: Tensor, current: Tensor, number: int, lowest: float)
     for i in range(number):
         root = math.cos(math.pi * (2 * i + 1) / (2 * number))
         step = 2 / (2 + lowest + (2 - lowest) * root)
-        x = x + step * grid.inverse * _rest(grid, x, current)
+        x = torch.addcmul(x, grid.inverse, _rest(grid, x, current), value=step)
     return x
 
 
 def _rest(grid: _Grid, x: Tensor, current: Tensor) -> Tensor:
     """The current that is left over at every pixel, 0 for the solution."""
-    rest = current - grid.fixed * x
-    flow_x = grid.right * (x[..., 1:] - x[..., :-1])
-    flow_y = grid.down * (x[..., 1:, :] - x[..., :-1, :])
-    rest[..., :-1] += flow_x
-    rest[..., 1:] -= flow_x
-    rest[..., :-1, :] += flow_y
-    rest[..., 1:, :] -= flow_y
+    rest = torch.addcmul(current, grid.fixed, x, value=-1)
+    for axis, weight in ((3, grid.right), (2, grid.down)):
+        size = x.shape[axis] - 1
+        difference = x.narrow(axis, 1, size) - x.narrow(axis, 0, size)
+        rest.narrow(axis, 0, size).addcmul_(weight, difference)
+        rest.narrow(axis, 1, size).addcmul_(weight, difference, value=-1)
     return rest
 
 
