@@ -10,7 +10,7 @@ scene's border, so the network pads only where the scene ends.
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,8 @@ SWATH = 8192
 UNLIKE = 0.05
 """Share of pixels far outside the training's range above which ``apply`` warns."""
 CACHE_BYTES = 128 * 2**20
+STRIP = 512
+"""Rows of a mask that are checked at a time."""
 COLOURS = ("red", "green", "blue")
 
 Progress = Callable[[int, int], None]
@@ -132,7 +134,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     others = (to.with_name(f"{to.stem}-{field.name}{to.suffix}") for field in task.outputs[1:])
     targets = [to, *others]
     for path in targets:
-        _check_target(path, scene, config.overwrite)
+        _check_target(path, [*config.scene.split(","), config.mask], config.overwrite)
     blocks = generate_scene(
         task,
         scene,
@@ -151,15 +153,14 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         folder.mkdir(parents=True)
         with environment, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
-            # Where pixels of the scene come back as they are, so does its nodata value.
-            kept = {task.inputs[0].name: scene.nodata} if holes else {}
-            sources = [
-                replace(f.source, nodata=kept.get(f.name, f.source.nodata)) for f in task.outputs
-            ]
+            sources = [field.source for field in task.outputs]
+            if holes:  # pixels of the scene come back as they are, and what they mean
+                sources[0] = replace(sources[0], dtype=scene.dtype, nodata=scene.nodata)
             outputs = [_Output(folder, source, grid) for source in sources]
             for block, valid, stored in blocks:
+                made = stored[sources[1].name][0] > 0 if holes else valid
                 for output in outputs:
-                    output.write(block, valid, stored[output.source.name])
+                    output.write(block, valid, made, stored[output.source.name])
             finished = [output.finish() for output in outputs]
         for path, target in zip(finished, targets, strict=True):
             os.replace(path, target)
@@ -206,7 +207,7 @@ def generate_scene(
     done, total = 0, len(rows) * sum(len(members) for members, _, _ in swaths)
     if holes is None and _fills_holes(task):
         holes = missing_pixels
-    field, far, measured = task.inputs[0], 0.0, 0
+    field, far, measured, asked = task.inputs[0], 0.0, 0, False
     for members, left, right in swaths:
         canvas = _Canvas(task, rows[0].size, members[0].start, members[-1].stop)
         for row, final in zip(rows, finals, strict=True):
@@ -218,20 +219,26 @@ def generate_scene(
                     progress(done, total)
             block = Window(left, row.start, right - left, final - row.start)
             stored, valid = scene.read(block)
-            inputs, filled = {field.name: stored[None]}, valid
+            inputs, hole = {field.name: stored[None]}, np.zeros_like(valid)
             if holes:
                 hole = holes(block, valid)
-                inputs[task.inputs[1].name], filled = hole[None, None], valid | hole
+                inputs[task.inputs[1].name], asked = hole[None, None], asked or bool(hole.any())
             ready = canvas.take(block.height, left, right)
             composed = task.compose(inputs, ready)
             place = Window(*(scale * value for value in block.flatten()))
             stored_units = {name: array[0] for name, array in composed.items()}
-            yield place, filled.repeat(scale, 0).repeat(scale, 1), stored_units
+            yield place, (valid | hole).repeat(scale, 0).repeat(scale, 1), stored_units
             if field.scaling is not None:  # every eighth row is enough to judge by
                 values = torch.from_numpy(stored[None, :, ::8].astype(np.float32))
-                known = torch.from_numpy(valid[None, None, ::8])
+                known = torch.from_numpy((valid & ~hole)[None, None, ::8])
                 far += float(field.scaling.outside(values, known) * known.sum())
                 measured += int(known.sum())
+    if holes and not asked:
+        warnings.warn(
+            f"{scene.file} has no hole to fill: all its pixels are there, or --mask names none; "
+            "the output is the scene as it was",
+            stacklevel=2,
+        )
     if far > UNLIKE * measured:
         share = f"{far / measured:.0%} of the valid pixels of {scene.file} lie far outside the"
         warnings.warn(f"{share} range of the training: other sensor, units or bands?", stacklevel=2)
@@ -327,11 +334,11 @@ class _Output:
             other = ColorInterp.undefined
             self.file.colorinterp = [ColorInterp[b] if b in COLOURS else other for b in bands]
 
-    def write(self, window: Window, valid: Bools, stored: Array) -> None:
-        """Write ``(C, h, w)``, and what says where it is valid."""
+    def write(self, window: Window, valid: Bools, made: Bools, stored: Array) -> None:
+        """Write ``(C, h, w)``, and what says where it is valid; where made, no nodata is meant."""
         if self.nodata is not None:
             if self.source.kind != "label":
-                stored = _avoid(stored, self.nodata)
+                stored = np.where(made, _avoid(stored, self.nodata), stored)
             stored = np.where(valid, stored, np.asarray(self.nodata, stored.dtype))
         elif self.masked or not valid.all():
             if not self.masked:
@@ -391,6 +398,8 @@ def _open_input(config: ApplyConfig, source: Source) -> Scene:
 
 def _open_holes(config: ApplyConfig, scene: Scene, task: Task) -> Holes | None:
     """Where a task that fills holes is to do so; None for others."""
+    if config.mask is None and (config.classes or config.read_as != "nonzero"):
+        raise InputError("--read-as and --classes say what the values of --mask mean; give it, too")
     if not _fills_holes(task):
         if config.mask:
             raise InputError(f"--mask {config.mask}: this model fills no holes; leave it out")
@@ -401,19 +410,34 @@ def _open_holes(config: ApplyConfig, scene: Scene, task: Task) -> Holes | None:
     check_same_grid(scene, mask, "mask")
     if len(mask.bands) != 1:
         raise InputError(f"{mask.file} has {len(mask.bands)} bands; a mask has one")
+    _check_mask(mask, config)
 
     def holes(window: Window, valid: Bools) -> Bools:
         stored, known = mask.read(window)
+        stored = np.where(known, stored, 0)
         return clouds.missing(stored[0], config.read_as, config.classes) & known
 
     return holes
 
 
-def _check_target(path: Path, scene: Scene, overwrite: bool) -> None:
+def _check_mask(mask: Scene, config: ApplyConfig) -> None:
+    """Read all of a mask, so that one that is not as asked is refused before anything is made."""
+    values, grid = np.zeros(1, mask.dtype), mask.grid
+    for row in range(0, grid.height, STRIP):
+        stored, known = mask.read(Window(0, row, grid.width, min(STRIP, grid.height - row)))
+        if not config.classes:
+            values = np.union1d(values, stored[0][known])
+        try:
+            clouds.missing(values, config.read_as, config.classes)
+        except InputError as error:
+            raise InputError(f"{mask.file}: {error} (--classes, --read-as)") from None
+
+
+def _check_target(path: Path, inputs: Sequence[str | None], overwrite: bool) -> None:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"{path}: the output is a GeoTIFF; give a name that ends in .tif")
-    if path.is_dir() or path.resolve() == Path(scene.file).resolve():
-        raise InputError(f"{path} is a folder or the scene itself; give another name")
+    if path.is_dir() or any(path.resolve() == Path(file).resolve() for file in inputs if file):
+        raise InputError(f"{path} is a folder or the scene itself, or its mask; give another name")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
 
