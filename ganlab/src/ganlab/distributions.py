@@ -41,11 +41,9 @@ def frechet_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     x, y = _features(a, b)
     factors: list[Array] = []
     for values in (x, y):
-        factor = (values - values.mean(0)) / np.sqrt(len(values) - 1)
-        if len(factor) > factor.shape[1]:
-            # A smaller one does as well: only its product with its transpose matters.
-            factor = np.asarray(np.linalg.qr(factor, mode="r"))
-        factors.append(factor)
+        centred = (values - values.mean(0)) / np.sqrt(len(values) - 1)
+        # At most d rows do for n samples: only the product with the transpose matters.
+        factors.append(np.asarray(np.linalg.qr(centred, mode="r")))
     root = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
     means = np.square(x.mean(0) - y.mean(0)).sum()
     spreads = sum(np.square(factor).sum() for factor in factors)
