@@ -86,7 +86,7 @@ def spectral_angle(
     dark: float | Sequence[float] | Tensor,
     gain: float | Sequence[float] | Tensor = 1.0,
 ) -> Tensor:
-    """Mean angle between the spectra of made and true pixels, in radian (Kruse et al. 1993): (B,).
+    """Mean angle of made to true spectra in radian (Kruse et al. 1993): ``(B,)``.
 
     Blind to brightness, and so a measure of colour. Angles need the physical zero, and the bands in
     one unit: the spectrum of a pixel is ``(image - dark) * gain``. A spectrum of zeros has no
@@ -316,7 +316,9 @@ def _seam(image: Tensor, hole: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return sums[0], sums[1]
 
 
-def _per_band(value: float | Sequence[float] | Tensor, image: Tensor) -> Tensor:
+def _per_band(value: float | Sequence[float] | Tensor, image: Tensor) -> float | Tensor:
+    if isinstance(value, int | float):
+        return value
     return torch.as_tensor(value, dtype=_wide(image).dtype, device=image.device).view(-1, 1, 1)
 
 
