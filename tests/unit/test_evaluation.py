@@ -11,19 +11,24 @@ import torch
 from rasterio.transform import from_origin
 
 from ganlab import evaluation, metrics
-from ganlab.baselines import ClassMedian
+from ganlab.baselines import ClassMedian, harmonic_fill, mean_fill, nearest_fill
 from ganlab.config import (
+    EncoderDecoderConfig,
     EvaluateConfig,
+    HoleJudgeConfig,
+    HolesConfig,
     PatchGANConfig,
     Pix2PixConfig,
     SplitConfig,
     TilingConfig,
     TrainingConfig,
+    TwoStageConfig,
     UNetConfig,
 )
 from ganlab.data.batches import Batches
 from ganlab.data.store import Source
 from ganlab.data.tiling import tile
+from ganlab.distributions import bootstrap_interval
 from ganlab.errors import InputError
 from ganlab.evaluation import evaluate, table
 from ganlab.tasks.base import Field
@@ -86,9 +91,21 @@ def runs(store, tmp_path_factory):
     return made
 
 
+def kept(batch):
+    return np.broadcast_to(batch["valid"].numpy() > 0, batch["image"].shape)
+
+
 def whole(task, store, tiles):
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False)
     return batches.whole(tiles)
+
+
+def angles(made, true, valid):
+    """Mean angle of each tile between the spectra from black on, which lies at -1 for bytes."""
+    a, b = made + 1, true + 1
+    cosine = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    return [x[k > 0].mean() for x, k in zip(angle, valid[:, 0], strict=True)]
 
 
 def by_hand(made, true, valid):
@@ -103,6 +120,7 @@ def by_hand(made, true, valid):
         "L1": np.mean([np.abs(d).mean() for d in apart]),
         "PSNR": np.mean([10 * np.log10(4 / (d**2).mean()) for d in apart]),
         "SSIM": float(metrics.ssim(made, true, valid, data_range=2).mean()),
+        "SAM": np.mean(angles(m, t, v)),
         "spectrum d.": float(distance["spectrum"]),
         "gradient d.": float(distance["gradient"]),
     }
@@ -134,7 +152,13 @@ def test_images(store, runs, tmp_path, source, share):
         hand = by_hand(made, batch["image"], batch["valid"])
         assert set(result["rows"][name]) == set(hand)
         for metric, value in hand.items():
-            assert result["rows"][name][metric] == pytest.approx(value, rel=1e-5), (name, metric)
+            close = 1e-3 if metric == "SAM" else 1e-5  # arccos is coarse near 0
+            assert result["rows"][name][metric] == pytest.approx(value, rel=close), (name, metric)
+    (baseline,) = expected.keys() - {"model"}
+    each = [np.abs(m - batch["image"].numpy()) for m in map(np.asarray, expected.values())]
+    apart = [[d[k].mean() for d, k in zip(e, kept(batch), strict=True)] for e in each]
+    interval = bootstrap_interval(apart[0], other=apart[1])
+    assert result["intervals"][baseline]["L1"] == pytest.approx(interval, rel=1e-4)
     assert json.loads((tmp_path / "numbers.json").read_text()) == result
     assert calls[-1] == (len(tiles), len(tiles))
     again = evaluate(replace(config, batch_size=1))
@@ -172,7 +196,10 @@ def test_a_confusion_matrix_by_hand():
     made = torch.tensor([0, 0, 0, 2, 0, 0, 2, 2, 2, 2, 2, 0, 7, 7, 2])
     valid = torch.tensor([1.0] * 10 + [0.0] * 4 + [1.0])  # the last is of no known class
     batch = {"label": true.view(1, 1, 3, 5), "valid": valid.view(1, 1, 3, 5)}
-    guess = {"model": lambda _: field.enter(made.view(1, 1, 3, 5))}
+
+    def guess(_):
+        return {"model": field.enter(made.view(1, 1, 3, 5))}
+
     rows = evaluation._labels(guess, field, [batch])
     assert rows["model"]["accuracy"] == pytest.approx(7 / 10)
     assert rows["model"]["mean IoU"] == pytest.approx((3 / 6 + 4 / 7) / 2)
@@ -262,6 +289,62 @@ def test_an_empty_split(store, runs, tmp_path):
     with pytest.raises(InputError, match="the test split is empty"):
         evaluate(EvaluateConfig(run))
     assert evaluate(EvaluateConfig(run, "validation"))["tiles"] > 0
+
+
+@pytest.fixture(scope="module")
+def filler(store, tmp_path_factory):
+    """A run that fills holes in two stages, barely trained."""
+    shape = EncoderDecoderConfig(width=4, dilations=(2,))
+    judge = HoleJudgeConfig(width=4, layers=1)
+    holes = HolesConfig(kinds=("polygon",), coverage=(0.2, 0.3))
+    config = TwoStageConfig(
+        holes=holes, generator=shape, discriminator=judge, refinement=shape, noise=True
+    )
+    training = TrainingConfig(steps=2, batch_size=4, split=SplitConfig(block=32), tensorboard=False)
+    return train(config, store.path, tmp_path_factory.mktemp("filler") / "run", training)
+
+
+def test_holes_are_measured_apart_and_beside_fills(store, filler):
+    result = evaluate(EvaluateConfig(filler, features="efficientnet-lite0", weights="random"))
+    rows = result["rows"]
+    fills = {"mean fill": mean_fill, "nearest fill": nearest_fill, "harmonic fill": harmonic_fill}
+    assert list(rows) == ["model", "coarse stage", "copy the input", *fills]
+    task, split = load_task(filler), store.split(SplitConfig(block=32))
+    batch = task.prepare(whole(task, store, split.test))
+    image, hole, valid = batch["image"], batch["hole"], batch["valid"]
+    made = {name: fill(image, hole, valid) for name, fill in fills.items()}
+    made["copy the input"] = image * (1 - hole)
+    outs = [
+        task.sample({k: v[i : i + 1] for k, v in batch.items()}, int(batch["sample"][i]))
+        for i in range(len(image))
+    ]
+    made["model"] = torch.cat([out["image"] for out in outs])
+    coarse = torch.cat([out["coarse"] for out in outs])
+    made["coarse stage"] = coarse * hole + image * (1 - hole)
+    for name, picture in made.items():
+        seam = metrics.Seam()
+        seam.update(picture, hole, valid)
+        parts = {"hole ": hole, "valid ": 1 - hole, "": None}
+        expected = {f"{k}L1": metrics.l1(picture, image, valid, m) for k, m in parts.items()}
+        expected |= {
+            f"{k}SSIM": metrics.ssim(picture, image, valid, m, data_range=2)
+            for k, m in parts.items()
+        }
+        for metric, values in expected.items():
+            assert rows[name][metric] == pytest.approx(float(values.nanmean()), abs=1e-5)
+        assert rows[name]["valid L1"] < 1e-6
+        assert rows[name]["seam"] == pytest.approx(float(seam.ratio()), rel=1e-4)
+        assert np.isfinite(rows[name]["KID"])
+    low, high = result["intervals"]["coarse stage"]["hole L1"]
+    difference = rows["model"]["hole L1"] - rows["coarse stage"]["hole L1"]
+    assert low <= difference <= high
+    low, high = result["intervals"]["mean fill"]["KID"]
+    assert (low + high) / 2 == pytest.approx(
+        rows["model"]["KID"] - rows["mean fill"]["KID"], rel=1e-6
+    )
+    saved = json.loads((filler / "evaluation-test.json").read_text(), parse_constant=pytest.fail)
+    assert saved["rows"]["model"]["valid PSNR"] is None
+    assert len(table(result).splitlines()) == 1 + 3 * (1 + len(made))
 
 
 def test_a_file_that_cannot_be_written(runs, tmp_path):

@@ -186,10 +186,7 @@ class _Images:
     """Collects what the metrics need of every method, tile by tile."""
 
     def __init__(self, target: Field, features: Features | None) -> None:
-        assert target.scaling is not None
-        zero = torch.zeros(1, target.channels, 1, 1)
         self.target, self.features = target, features
-        self.dark = target.scaling.encode(zero, torch.ones(1, 1, 1, 1))
         self.values: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self.textures: dict[str, metrics.Texture] = defaultdict(metrics.Texture)
         self.seams: dict[str, metrics.Seam] = defaultdict(metrics.Seam)
@@ -218,14 +215,16 @@ class _Images:
         if name == TRUTH:
             return
         parts = {"": None} if hole is None else {"hole ": hole, "valid ": 1 - hole, "": None}
-        values, dark = self.values[name], self.dark.to(true.device)
+        values, scaling = self.values[name], self.target.scaling
         for part, mask in parts.items():
             values[f"{part}L1"].append(metrics.l1(made, true, valid, mask))
             for kind, metric in (("PSNR", metrics.psnr), ("SSIM", metrics.ssim)):
                 found = metric(made, true, valid, mask, data_range=DATA_RANGE)
                 values[f"{part}{kind}"].append(found)
-            if made.shape[1] > 1:
-                angle = metrics.spectral_angle(made, true, valid, mask, dark=dark)
+            if made.shape[1] > 1 and scaling is not None:
+                angle = metrics.spectral_angle(
+                    made, true, valid, mask, dark=scaling.dark, gain=scaling.gain
+                )
                 values[f"{part}SAM"].append(angle)
 
     def _row(self, name: str) -> dict[str, float]:
@@ -285,12 +284,16 @@ def _some(tiles: Tiles, limit: int | None) -> Tiles:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    # JSON has no NaN and no infinity, which the PSNR of equal images is.
-    rows = {
-        name: {metric: value if math.isfinite(value) else None for metric, value in row.items()}
-        for name, row in result["rows"].items()
-    }
     try:
-        replace_text(path, json.dumps(result | {"rows": rows}, indent=1))
+        replace_text(path, json.dumps(_finite(result), indent=1))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}; name another file by --to") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, which the PSNR of equal images is: None in their place."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -46,6 +46,17 @@ class Scaling:
         low, high = torch.tensor([self.low, self.high], dtype=torch.float64).view(2, -1, 1, 1)
         return ((low + high) / 2).float(), ((high - low) / 2).float()
 
+    @property
+    def gain(self) -> PerBand:
+        """Stored units of one network unit, for each band."""
+        return tuple((high - low) / 2 for low, high in zip(self.low, self.high, strict=True))
+
+    @property
+    def dark(self) -> PerBand:
+        """Where the stored value 0 lies in network units, for each band."""
+        ends = zip(self.low, self.high, strict=True)
+        return tuple(-(low + high) / (high - low) for low, high in ends)
+
     def encode(self, stored: Tensor, valid: Tensor) -> Tensor:
         """``(B, C, H, W)`` stored values to float32; invalid pixels become the band's mean."""
         center, half = (t.to(stored.device) for t in self._center_and_half())
