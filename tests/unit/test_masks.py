@@ -68,6 +68,13 @@ def test_coverage_is_met(name, seed, height, width, target):
     assert error <= tolerance(name, height, width) + 1e-6
 
 
+def test_coverage_is_met_for_every_key():
+    """Among many rectangles some have a side next to the end of a bin of the search."""
+    for target in (0.2, 0.3):
+        made = masks.rectangles(some_keys(2000), 64, 64, target).mean((1, 2, 3))
+        assert (made - target).abs().max() <= tolerance("rectangles", 64, 64) + 1e-6
+
+
 @pytest.mark.parametrize("name", [*SHAPES, "footprints"])
 def test_each_sample_has_its_own_coverage(name):
     target = torch.linspace(0.05, 0.6, 8)

@@ -141,9 +141,9 @@ def fractal_noise(
 def level(field: Tensor, coverage: Tensor) -> Tensor:
     """The level below which a field lies in a share of its pixels: ``(B, 1, 1)``.
 
-    A histogram, then one of the bin that matters, find it to 2e-7 of the field's range; of the two
-    ends of that last bin the one nearer to the share is taken. The field must be continuous: equal
-    values are taken or left together.
+    A histogram, then one of the bin that matters, find it to 2e-7 of the field's range; of the
+    field's values at the two ends of that last bin the one nearer to the share is taken. The field
+    must be continuous: equal values are taken or left together.
 
     Args:
         field: ``(B, H, W)`` float.
@@ -151,18 +151,22 @@ def level(field: Tensor, coverage: Tensor) -> Tensor:
     """
     bins, flat = 2048, field.flatten(1)
     target = coverage[:, None] * flat.shape[1]
-    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    one = torch.ones_like(flat)
+    least, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    low, one = least, torch.ones_like(flat)
     for _ in range(2):
         size = ((high - low) / bins).clamp(min=1e-30)
         # Bin 0 is for all below, the last one for all above.
         index = ((flat - low) / size + 1).clamp(0, bins + 1).long()
         counts = torch.zeros(len(flat), bins + 2, device=flat.device).scatter_add_(1, index, one)
-        before = (counts.cumsum(1) < target).sum(1, keepdim=True)
-        low = low + size * (before - 1)
-        high = low + size
-    less, more = ((flat <= end).sum(1, keepdim=True) for end in (low, high))
-    return torch.where(target - less < more - target, low, high)[:, :, None]
+        counts = counts.cumsum(1)
+        bin_ = (counts < target).sum(1, keepdim=True)
+        # A little wider, since rounding may move a value at the end of a bin into the next.
+        low = low + size * (bin_ - 1 - 2**-6)
+        high = low + size * (1 + 2**-5)
+    # Counted by bin: compared with low and high, values at the ends might change sides.
+    less, more = (counts.gather(1, end) for end in (bin_ - 1, bin_))
+    last = torch.where(target - less < more - target, bin_ - 1, bin_)
+    return torch.where(index <= last, flat, least).amax(1)[:, None, None]
 
 
 def directions(turns: Tensor) -> tuple[Tensor, Tensor]:
