@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
         else:
             gathered = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         gathered = gathered.reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-        return x + self.gamma.to(gathered.dtype) * gathered
+        return x + self.gamma * gathered
 
     def attention_map(self, x: Tensor, hole: Tensor | None = None) -> Tensor:
         """Where each pixel gathers from: ``(B, H W, H W)``, each row sums to 1.
