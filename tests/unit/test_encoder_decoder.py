@@ -252,6 +252,14 @@ def test_transposed_convolution_norm_leaky_in_that_order(norm, kind):
     assert {block[2].negative_slope for block in network.layers} == {0.2}
 
 
+def test_its_attention_stands_after_the_dilated_layers():
+    network = DCGANAutoencoder(5, 3, width=4, depth=3, dilations=(2, 4), attention=True)
+    places = [i for i, m in enumerate(network.layers) if isinstance(m, SelfAttention)]
+    assert places == [5]
+    attention = network.layers[5]
+    assert (attention.query.out_features, attention.value.out_features) == (2, 16)
+
+
 def test_without_norms_its_signal_starts_alive_too():
     for norm in NORMS:
         network = DCGANAutoencoder(5, 3, norm=norm)
