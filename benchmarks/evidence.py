@@ -27,6 +27,7 @@ from typing import Any
 
 import rasterio
 import torch
+from rasterio.windows import Window
 
 import ganlab
 from ganlab.config import (
@@ -46,6 +47,7 @@ from ganlab.config import (
     to_dict,
 )
 from ganlab.data import samples, tiling, toytown
+from ganlab.data.scenes import open_scene
 from ganlab.evaluation import evaluate
 from ganlab.training import checkpoints, train
 from ganlab.training.records import read_metrics
@@ -153,41 +155,59 @@ def chapter_04_gpu() -> Iterator[Run]:
 
 
 FILL = InpaintingConfig(
+    holes=HolesConfig(kinds=("polygon", "cloud"), coverage=(0.2, 0.5)),
     generator=EncoderDecoderConfig(width=16),
-    discriminator=HoleJudgeConfig(width=16, layers=2),
-    adversarial_weight=0.1,
-)
-FILL_TRAINING = dataclasses.replace(
-    TRAINING, steps=3000, sample_every=3000, checkpoint_every=3000, log_every=100, keep=1
+    discriminator=HoleJudgeConfig(width=32, layers=2, norm="instance"),
+    fill="harmonic",
+    residual=True,
+    noise=True,
+    adversarial_weight=1.0,
+    hole_weight=40.0,
 )
 REAL_CLOUDS = HolesConfig(
     kinds=("file",),
+    coverage=(0.2, 0.5),
     files=(Path("runs/evidence/clouds/landsat8-quality.tif"),),
     read_as="landsat_pre",
 )
+FEATURES = "efficientnet-lite0"
 
 
-def _fills(chapter: str, settings: dict[str, Any]) -> Iterator[Run]:
-    """Every setting on the invented town and on real ground with the shapes of real clouds."""
-    for seed in range(3):
-        for setting, task in settings.items():
-            training = dataclasses.replace(FILL_TRAINING, seed=seed)
-            one_sun = dataclasses.replace(training, augment=False)
-            yield Run(chapter, "toytown", setting, task, one_sun, "efficientnet-lite0")
-            real = dataclasses.replace(task, holes=REAL_CLOUDS)
-            yield Run(chapter, "ground", setting, real, training, "efficientnet-lite0")
+def _fills(chapter: str, setting: str, task: Any, steps: int, seeds: int = 3) -> Iterator[Run]:
+    """On the invented town, and on real ground with the shapes of real clouds."""
+    for seed in range(seeds):
+        training = dataclasses.replace(
+            TRAINING,
+            steps=steps,
+            batch_size=4,
+            sample_every=steps,
+            checkpoint_every=steps,
+            seed=seed,
+            discriminator_lr=8e-4,
+        )
+        one_sun = dataclasses.replace(training, augment=False)
+        yield Run(chapter, "toytown", setting, task, one_sun, FEATURES)
+        real = dataclasses.replace(task, holes=REAL_CLOUDS)
+        yield Run(chapter, "ground", setting, real, training, FEATURES)
 
 
 def chapter_06() -> Iterator[Run]:
     """One stage: with a discriminator, and without."""
-    yield from _fills("06", {"gan": FILL, "l1": dataclasses.replace(FILL, adversarial_weight=0.0)})
+    yield from _fills("06", "gan", FILL, 1000)
+    yield from _fills("06", "l1", dataclasses.replace(FILL, adversarial_weight=0.0), 1000, seeds=1)
 
 
 def chapter_07() -> Iterator[Run]:
     """Two stages, the second around self-attention."""
     settings = {f.name: getattr(FILL, f.name) for f in dataclasses.fields(FILL)}
     settings |= {"refinement": EncoderDecoderConfig(width=16)}
-    yield from _fills("07", {"gan": TwoStageConfig(**settings)})
+    yield from _fills("07", "gan", TwoStageConfig(**settings), 800)
+
+
+def all_runs(gpu: bool = False) -> list[Run]:
+    """Every run of the book."""
+    chapters = [chapter_04_gpu()] if gpu else [chapter_04(), chapter_06(), chapter_07()]
+    return list(chain(*chapters))
 
 
 def tiles(data: str) -> Path:
@@ -232,18 +252,21 @@ def _ground(folder: Path) -> Path:
     return image
 
 
-def _clouds() -> None:
-    """The quality band of the cloudy Landsat 8 scene, where settings can name it."""
-    (path,) = REAL_CLOUDS.files
-    if not (ROOT / path).exists():
-        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(samples.landsat8().files("BQA")[0], ROOT / path)
+def clouds(root: Path = ROOT) -> None:
+    """The quality band of the cloudy Landsat 8 scene at 10 m, where settings look for it."""
+    path = root / REAL_CLOUDS.files[0]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene = open_scene(samples.landsat8().files("BQA"))
+        bits, _ = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
+        fine, grid = bits.repeat(3, 1).repeat(3, 2), scene.grid.scaled(3)
+        toytown.write_geotiff(path, fine, grid.crs, grid.transform, ("BQA",))
 
 
 def make(run: Run) -> dict[str, Any]:
     """Train and measure one run, and store its result."""
     folder = WORK / run.chapter / run.name
-    _clouds()
+    clouds()
     os.chdir(ROOT)  # settings name files from here
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.perf_counter()
@@ -252,9 +275,11 @@ def make(run: Run) -> dict[str, Any]:
     if not (folder / "checkpoints" / checkpoints.name(run.training.steps)).exists():
         raise SystemExit(f"{run.name} was interrupted; nothing is stored of it")
     device = "cuda" if run.training.device == "cuda" else "cpu"
-    measured = evaluate(
-        EvaluateConfig(run=folder, split="test", device=device, features=run.features)
+    numbers = folder / "numbers.json"
+    evaluate(
+        EvaluateConfig(run=folder, split="test", device=device, features=run.features, to=numbers)
     )
+    measured = json.loads(numbers.read_text())
     result = {
         "experiment": run.chapter,
         "data": run.data,
@@ -329,8 +354,7 @@ def main() -> None:
     parser.add_argument("--status", action="store_true", help="list, make nothing")
     parser.add_argument("--only", default="", help="only names that contain this")
     options = parser.parse_args()
-    chapters = [chapter_04_gpu()] if options.gpu else [chapter_04(), chapter_06(), chapter_07()]
-    runs = [r for r in chain(*chapters) if options.only in f"{r.chapter}/{r.name}"]
+    runs = [r for r in all_runs(options.gpu) if options.only in f"{r.chapter}/{r.name}"]
     code = _code()
     for run in runs:
         state = "missing"
@@ -339,7 +363,8 @@ def main() -> None:
             state = "there" if made_by == code else "older than the library"
         if state == "missing" and not options.status:
             result = make(run)
-            numbers = {k: round(v, 4) for k, v in result["rows"]["model"].items()}
+            rows = result["rows"]["model"].items()
+            numbers = {name: round(value, 4) for name, value in rows if value is not None}
             state = f"made in {result['provenance']['seconds']} s: {numbers}"
         print(f"{run.chapter}/{run.name}: {state}", flush=True)
 

@@ -28,10 +28,15 @@ def evidence() -> Any:
     return module
 
 
+def stored(chapter: str, data: str, setting: str) -> list[dict[str, Any]]:
+    """One result for each of three seeds."""
+    files = [RESULTS / chapter / f"{data}-{setting}-seed{seed}.json" for seed in range(3)]
+    return [json.loads(file.read_text()) for file in files]
+
+
 def numbers(data: str, setting: str, metric: str, method: str = "model") -> list[float]:
-    """One number for each of three seeds."""
-    files = [RESULTS / "04" / f"{data}-{setting}-seed{seed}.json" for seed in range(3)]
-    return [json.loads(file.read_text())["rows"][method][metric] for file in files]
+    """One number of chapter 4 for each of three seeds."""
+    return [result["rows"][method][metric] for result in stored("04", data, setting)]
 
 
 def every(less: list[float], more: list[float]) -> bool:
@@ -51,7 +56,7 @@ def test_a_result_tells_where_it_comes_from_and_is_complete(path: Path, evidence
 
 
 def test_every_stored_result_belongs_to_a_run_of_the_script(evidence: Any) -> None:
-    runs = [*evidence.chapter_04(), *evidence.chapter_04_gpu()]
+    runs = [*evidence.all_runs(), *evidence.all_runs(gpu=True)]
     known = {run.path: run for run in runs}
     assert len(STORED) >= 20
     for path in STORED:
@@ -85,12 +90,14 @@ def test_a_rotating_sample_is_made_again(
     evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first fifty steps of one stored run, another one for each state of the library."""
-    known = {run.path: run for run in evidence.chapter_04()}
+    known = {run.path: run for run in evidence.all_runs()}
     path = [p for p in STORED if p in known][
         int(evidence._code(), 16) % len(known.keys() & set(STORED))
     ]
     run = known[path]
     monkeypatch.setattr(evidence, "WORK", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evidence.clouds(tmp_path)
     training = dataclasses.replace(run.training, steps=50, sample_every=0)
     folder = train(run.task, evidence.tiles(run.data), tmp_path / "run", training)
     (made,) = read_metrics(folder)
