@@ -155,14 +155,14 @@ def chapter_04_gpu() -> Iterator[Run]:
 
 
 FILL = InpaintingConfig(
-    holes=HolesConfig(kinds=("polygon", "cloud"), coverage=(0.2, 0.5)),
+    holes=HolesConfig(kinds=("polygon",), coverage=(0.2, 0.5)),
     generator=EncoderDecoderConfig(width=16),
     discriminator=HoleJudgeConfig(width=32, layers=2, norm="instance"),
     fill="harmonic",
     residual=True,
     noise=True,
     adversarial_weight=1.0,
-    hole_weight=40.0,
+    hole_weight=30.0,
 )
 REAL_CLOUDS = HolesConfig(
     kinds=("file",),
@@ -179,7 +179,6 @@ def _fills(chapter: str, setting: str, task: Any, steps: int, seeds: int = 3) ->
         training = dataclasses.replace(
             TRAINING,
             steps=steps,
-            batch_size=4,
             sample_every=steps,
             checkpoint_every=steps,
             seed=seed,
@@ -193,14 +192,17 @@ def _fills(chapter: str, setting: str, task: Any, steps: int, seeds: int = 3) ->
 
 def chapter_06() -> Iterator[Run]:
     """One stage: with a discriminator, and without."""
-    yield from _fills("06", "gan", FILL, 1000)
-    yield from _fills("06", "l1", dataclasses.replace(FILL, adversarial_weight=0.0), 1000, seeds=1)
+    yield from _fills("06", "gan", FILL, 800)
+    yield from _fills("06", "l1", dataclasses.replace(FILL, adversarial_weight=0.0), 800, seeds=1)
 
 
 def chapter_07() -> Iterator[Run]:
     """Two stages, the second around self-attention."""
     settings = {f.name: getattr(FILL, f.name) for f in dataclasses.fields(FILL)}
-    settings |= {"refinement": EncoderDecoderConfig(width=16)}
+    settings |= {
+        "generator": EncoderDecoderConfig(width=8),
+        "refinement": EncoderDecoderConfig(width=16),
+    }
     yield from _fills("07", "gan", TwoStageConfig(**settings), 800)
 
 
