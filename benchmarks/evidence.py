@@ -155,14 +155,14 @@ def chapter_04_gpu() -> Iterator[Run]:
 
 
 FILL = InpaintingConfig(
-    holes=HolesConfig(kinds=("polygon",), coverage=(0.2, 0.5)),
+    holes=HolesConfig(kinds=("polygon", "cloud"), coverage=(0.2, 0.5)),
     generator=EncoderDecoderConfig(width=16),
     discriminator=HoleJudgeConfig(width=32, layers=2, norm="instance"),
     fill="harmonic",
     residual=True,
     noise=True,
     adversarial_weight=1.0,
-    hole_weight=30.0,
+    hole_weight=20.0,
 )
 REAL_CLOUDS = HolesConfig(
     kinds=("file",),
@@ -186,7 +186,7 @@ def _fills(chapter: str, setting: str, task: Any, steps: int, seeds: int = 3) ->
         )
         one_sun = dataclasses.replace(training, augment=False)
         yield Run(chapter, "toytown", setting, task, one_sun, FEATURES)
-        real = dataclasses.replace(task, holes=REAL_CLOUDS)
+        real = dataclasses.replace(task, holes=REAL_CLOUDS, hole_weight=30.0)
         yield Run(chapter, "ground", setting, real, training, FEATURES)
 
 
