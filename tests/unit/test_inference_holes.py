@@ -35,7 +35,7 @@ class Paint(nn.Module):
         self.levels = nn.Parameter(torch.tensor(levels).view(1, -1, 1, 1))
         self.seen = []
 
-    def forward(self, image, hole):
+    def forward(self, image, hole, noise=None):
         self.seen += [(tuple(image.shape[2:]), float(h.mean())) for h in hole]
         return self.levels.expand(len(image), image.shape[1], *image.shape[2:]).clone()
 
@@ -599,6 +599,34 @@ def test_clouds_are_no_reason_to_warn(tmp_path, run_of, hole_task):
     other = raster(tmp_path / "other.tif", np.roll(bright, 40, 1).astype(np.uint8))
     with pytest.warns(UserWarning, match="far outside"):
         applied(tmp_path, scene, mask=other, overwrite=True)
+
+
+class PaintNoise(Paint):
+    """A network that paints the noise that it is given."""
+
+    def forward(self, image, hole, noise=None):
+        return noise
+
+
+def test_noise_belongs_to_its_place_whatever_the_windows(hole_task):
+    """Each of the two makes what the whole scene in one window makes."""
+    task = painter(hole_task)
+    task.noise, task.generator = True, PaintNoise(0.0)
+    array, valid = np.zeros((3, 50, 70), np.float32), np.zeros((50, 70), bool)
+
+    def made(**options):
+        image = np.zeros_like(array)
+        for block, _, stored in generate_scene(task, Held(array, valid), **options):
+            image[:, *block.toslices()] = stored["image"]
+        return image
+
+    whole = made(window=128, seed=5)
+    assert whole.std() > 0.5
+    for window, overlap in ((16, 8), (32, 4)):
+        np.testing.assert_allclose(
+            made(window=window, overlap=overlap, seed=5), whole, rtol=1e-4, atol=1e-3
+        )
+    assert np.abs(made(window=128, seed=6) - whole).mean() > 0.5
 
 
 def test_noise_differs_from_hole_to_hole_and_follows_the_seed(tmp_path, run_of, hole_task):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ganlab.randomness import derived_seed, draws, keys, permutation, uniforms
+from ganlab.randomness import derived_seed, draws, keys, permutation, place_noise, uniforms
 
 MASK = 2**64 - 1
 INTS = st.integers(-(2**63), 2**63 - 1)
@@ -162,3 +162,18 @@ def test_draws_of_neighbouring_keys_and_purposes_are_independent():
     assert a.mean().item() == pytest.approx(0.5, abs=5 / (12 * a.numel()) ** 0.5)
     counts = torch.histc(a, 16, 0, 1)
     assert counts.max() - counts.min() < 10 * (a.numel() / 16) ** 0.5
+
+
+def test_noise_of_places_is_normal_and_belongs_to_the_place():
+    whole = place_noise(3, 0, 0, 200, 300, "a")
+    part = place_noise(3, 50, 120, 30, 40, "a")
+    np.testing.assert_array_equal(part, whole[50:80, 120:160])
+    for other in (place_noise(4, 0, 0, 200, 300, "a"), place_noise(3, 0, 0, 200, 300, "b")):
+        assert abs(np.corrcoef(whole.ravel(), other.ravel())[0, 1]) < 5 / whole.size**0.5
+    assert whole.mean() == pytest.approx(0, abs=5 / whole.size**0.5)
+    assert whole.var() == pytest.approx(1, abs=5 * (2 / whole.size) ** 0.5)
+    for limit, share in ((1, 0.682689), (2, 0.954500), (3, 0.997300)):  # of a normal variable
+        deviation = (share * (1 - share) / whole.size) ** 0.5
+        assert (np.abs(whole) < limit).mean() == pytest.approx(share, abs=5 * deviation)
+    for a, b in ((whole[1:], whole[:-1]), (whole[:, 1:], whole[:, :-1])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / a.size**0.5

@@ -241,7 +241,7 @@ class HoleJudgeConfig:
     """Channels of the first layer, free of the generator's."""
     layers: int = 3
     """Layers with stride 2."""
-    norm: Norm = "none"
+    norm: Norm = "instance"
     """Normalization, absent in the first and the last layer."""
     attention: bool = False
     """Self-attention after the second layer."""
@@ -252,27 +252,32 @@ class HoleJudgeConfig:
 
 @dataclass(frozen=True)
 class InpaintingConfig:
-    """Fill holes in one stage, judged as a whole and locally (Iizuka et al. 2017)."""
+    """Fill holes in one stage, judged as a whole and locally (Iizuka et al. 2017).
+
+    The defaults are those of the stored runs of chapter 6: with the smooth start, its residual and
+    noise, a short training already gives colours that fit. The published networks start from a
+    constant and need none of the three, but many thousand steps.
+    """
 
     image: str = "image"
     """What is filled: an image source of the tile store."""
     holes: HolesConfig = field(default_factory=HolesConfig)
     generator: EncoderDecoderConfig = field(default_factory=EncoderDecoderConfig)
     discriminator: HoleJudgeConfig = field(default_factory=HoleJudgeConfig)
-    fill: Literal["constant", "mean", "harmonic"] = "constant"
+    fill: Literal["constant", "mean", "harmonic"] = "harmonic"
     """What stands in the holes when the network sees them: a constant, the mean of the known
     pixels, or a smooth continuation of them."""
     fill_value: float = 0.0
     """The constant, in network units, where -1 to 1 is the range of the data."""
-    residual: bool = False
+    residual: bool = True
     """Let the network add to what fill put there, in place of painting anew."""
-    noise: bool = False
+    noise: bool = True
     """Give the network noise in the holes, from which it can make texture."""
     adversarial: Adversarial = "hinge"
     """The game that the networks play."""
-    adversarial_weight: float = 0.1
+    adversarial_weight: float = 1.0
     """Weight of the adversarial term for the generator; 0 trains without discriminator."""
-    hole_weight: float = 6.0
+    hole_weight: float = 20.0
     """Weight of the L1 distance in the hole, per pixel of the hole."""
     valid_weight: float = 1.0
     """Weight of the L1 distance around it, per known pixel."""
@@ -289,7 +294,11 @@ class InpaintingConfig:
 
 @dataclass(frozen=True)
 class TwoStageConfig(InpaintingConfig):
-    """Fill holes coarsely, then refine with self-attention (after CMUNet, Shao et al. 2022)."""
+    """Fill holes coarsely, then refine with self-attention (after CMUNet, Shao et al. 2022).
+
+    The paper's own settings: fill constant, no residual, no noise, learning rates of 1e-4 for the
+    generator and 4e-4 for the discriminator, perceptual and style terms over vgg16-bn.
+    """
 
     refinement: EncoderDecoderConfig = field(
         default_factory=lambda: EncoderDecoderConfig(dilations=(2, 4, 8, 16))

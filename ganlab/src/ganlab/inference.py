@@ -39,8 +39,8 @@ from ganlab.data.scenes import (
 )
 from ganlab.data.store import Source
 from ganlab.errors import InputError
-from ganlab.randomness import derived_seed
-from ganlab.tasks.base import Task
+from ganlab.randomness import derived_seed, place_noise
+from ganlab.tasks.base import NOISE, Task
 from ganlab.training.processes import autocast
 from ganlab.training.runs import decide_precision, load_task
 
@@ -280,6 +280,13 @@ def _generate(
         batch = task.encode(inputs, valid, device)
     except InputError as error:
         raise InputError(f"{scene.file}: {error}") from None
+    if task.noise:
+        size = (row.size, columns[0].size)
+        places = [
+            [place_noise(seed, row.start, c.start, *size, f"noise {i}") for i in range(2)]
+            for c in asked
+        ]
+        batch[NOISE] = torch.from_numpy(np.array(places)).to(device)
     with autocast(device, decide_precision(precision, device)):
         made = task.sample(batch, derived_seed(seed, row.start, columns[0].start, "noise"))
     for i, column in enumerate(asked):

@@ -99,6 +99,22 @@ def draws(keys: "Tensor", purpose: str, count: int) -> "Tensor":
     return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
+def place_noise(
+    seed: int, top: int, left: int, height: int, width: int, purpose: str
+) -> npt.NDArray[np.float32]:
+    """Normal noise of a scene, of which every pixel's number depends on its place alone.
+
+    So overlapping windows agree on it. ``(height, width)`` float32, mean 0 and variance 1, for the
+    window whose first pixel lies in row ``top`` and column ``left``.
+    """
+    row = np.arange(top, top + height, dtype=np.int64)[:, None]
+    key = _key(seed, purpose, row, np.arange(left, left + width, dtype=np.int64))
+    # Both halves of the bits, as numbers in (0, 1) (Box and Muller 1958).
+    high, low = (((key >> np.uint64(s)) & np.uint64(0xFFFFFFFF)) + 0.5 for s in (32, 0))
+    radius = np.sqrt(-2 * np.log(high * 2.0**-32))
+    return np.asarray(radius * np.cos(2 * np.pi * 2.0**-32 * low), np.float32)
+
+
 def derived_seed(seed: int, *parts: "int | str") -> int:
     """A seed in [0, 2**63) for one purpose, for generators that take a single number."""
     return int(_key(seed, *parts)[0] >> np.uint64(1))

@@ -236,18 +236,20 @@ class HoleFiller(nn.Module):
         """The layer that makes the output."""
         return self.network.last_layer
 
-    def forward(self, image: Tensor, hole: Tensor) -> Tensor:
+    def forward(self, image: Tensor, hole: Tensor, noise: Tensor | None = None) -> Tensor:
         """Paint an image anew.
 
         Args:
             image: ``(B, bands, H, W)``, about -1 to 1, with something put into the holes.
             hole: ``(B, 1, H, W)``, 1 = missing.
+            noise: ``(B, 1, H, W)``, for networks that see noise; drawn anew if None.
 
         Returns:
             The whole image as the network sees it, known pixels included.
         """
         seen = [image, hole, torch.ones_like(hole)]
-        seen += [torch.randn_like(hole) * hole] if self.noise else []
+        if self.noise:
+            seen.append((torch.randn_like(hole) if noise is None else noise) * hole)
         made: Tensor = self.network(torch.cat(seen, 1), hole)
         return image + made if self.residual else made
 
@@ -287,19 +289,23 @@ class TwoStage(nn.Module):
         """The layer that makes the refined output."""
         return self.refinement.last_layer
 
-    def forward(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, hole: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Paint an image twice.
 
         Args:
             image: ``(B, bands, H, W)``, about -1 to 1, with something put into the holes.
             hole: ``(B, 1, H, W)``, 1 = missing.
+            noise: ``(B, 2, H, W)``, a channel for each stage; drawn anew if None.
 
         Returns:
             The coarse and the refined image, both whole. The refinement saw the image with the
             coarse one's pixels in the holes.
         """
-        coarse = self.coarse(image, hole)
-        return coarse, self.refinement(torch.where(hole > 0, coarse, image), hole)
+        first, second = (None, None) if noise is None else (noise[:, :1], noise[:, 1:])
+        coarse = self.coarse(image, hole, first)
+        return coarse, self.refinement(torch.where(hole > 0, coarse, image), hole, second)
 
 
 def _check(width: int, dilations: tuple[int, ...]) -> None:

@@ -17,6 +17,9 @@ from ganlab.errors import InputError
 from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import Balance
 
+NOISE = "noise"
+"""In a batch: ``(B, 2, H, W)`` normal noise that belongs to places of a scene, if it is given."""
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 Tensors = dict[str, Tensor]
 
@@ -75,7 +78,7 @@ class Task(nn.Module, ABC):
         generator: the network that is applied.
         discriminator: its opponent, or None. Its forward takes (condition, image) and gives
             ``[(logits, features), ...]``, one entry for each head.
-        noise: dropout stays on when the task is applied, for variety.
+        noise: ``generate`` draws random numbers: dropout that stays on, noise that is not given.
         batch_coupled: whether a loss of one sample depends on the others in its batch.
     """
 

@@ -21,7 +21,7 @@ from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import FixedBalance
 from ganlab.networks.features import load_features
 from ganlab.networks.patchgan import GlobalLocal
-from ganlab.tasks.base import Arrays, Field, Task, Tensors, field, measured
+from ganlab.tasks.base import NOISE, Arrays, Field, Task, Tensors, field, measured
 
 HOLE = Field(Source("hole", "mask", "uint8", ("hole",)), None)
 INVENTED = Field(Source("invented", "mask", "uint8", ("invented",)), None)
@@ -57,12 +57,13 @@ class HoleTask(Task):
         self._features: nn.Module | None = None
 
     @abstractmethod
-    def paint(self, start: Tensor, hole: Tensor) -> Tensors:
+    def paint(self, start: Tensor, hole: Tensor, noise: Tensor | None) -> Tensors:
         """``raw``, the last painting ``(B, C, H, W)``, and whatever else the losses need.
 
         Args:
             start: ``(B, C, H, W)`` the image with something in its holes.
             hole: ``(B, 1, H, W)``, 1 = not known.
+            noise: ``(B, 2, H, W)`` to make texture from; drawn anew if None.
         """
 
     def prepare(self, batch: Batch) -> Batch:
@@ -82,7 +83,7 @@ class HoleTask(Task):
     def generate(self, batch: Batch) -> Tensors:
         image, hole = batch[self.image.name], batch[HOLE.name]
         known = batch["valid"] * (1 - hole)
-        out = self.paint(self.start(image, known), 1 - known)
+        out = self.paint(self.start(image, known), 1 - known, batch.get(NOISE))
         return {
             **out,
             self.image.name: torch.where(hole > 0.5, out["raw"], image),

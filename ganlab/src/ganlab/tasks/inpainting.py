@@ -25,8 +25,8 @@ class Inpainting(HoleTask):
         )
         self.stride, self.noise = self.generator.stride, config.noise
 
-    def paint(self, start: Tensor, hole: Tensor) -> Tensors:
-        return {"raw": self.generator(start, hole)}
+    def paint(self, start: Tensor, hole: Tensor, noise: Tensor | None) -> Tensors:
+        return {"raw": self.generator(start, hole, None if noise is None else noise[:, :1])}
 
     @property
     def last_layer(self) -> Tensor:

@@ -31,8 +31,8 @@ class TwoStageReconstruction(HoleTask):
         )
         self.stride, self.noise = self.generator.stride, config.noise
 
-    def paint(self, start: Tensor, hole: Tensor) -> Tensors:
-        coarse, refined = self.generator(start, hole)
+    def paint(self, start: Tensor, hole: Tensor, noise: Tensor | None) -> Tensors:
+        coarse, refined = self.generator(start, hole, noise)
         return {"coarse": coarse, "raw": refined}
 
     def stages(self, batch: Batch, out: Tensors) -> Tensors:
