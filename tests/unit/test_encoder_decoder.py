@@ -330,7 +330,7 @@ def test_the_refinement_sees_the_coarse_image_in_the_holes_alone():
     network = shaken(TwoStage(3, coarse={"width": 2}, refinement={"width": 2}))
     image, hole = scene(2, 3, 12, 12)
     made = []
-    [(seen, mask)] = inputs_of(network.refinement, lambda: made.extend(network(image, hole)))
+    [(seen, mask, *_)] = inputs_of(network.refinement, lambda: made.extend(network(image, hole)))
     coarse, refined = made
     inside = hole.bool().expand_as(image)
     assert torch.equal(seen[inside], coarse[inside])
