@@ -211,7 +211,7 @@ class FeaturesConfig:
     """A network trained on photographs, whose activations are compared."""
 
     network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
-    """efficientnet-lite0 has its weights in the extra "perceptual"; vgg16-bn's are fetched."""
+    """efficientnet-lite0 has its weights in extra "perceptual"; vgg16-bn's are fetched."""
     weights: str = "imagenet"
     """imagenet, random, or a file of weights (a state dict, or safetensors)."""
     layers: tuple[str, ...] = ()
@@ -272,7 +272,8 @@ class InpaintingConfig:
     residual: bool = True
     """Let the network add to what fill put there, in place of painting anew."""
     noise: bool = True
-    """Give the network noise in the holes, from which it can make texture."""
+    """Give the network noise in the holes, from which it can make texture. Partial convolutions
+    never see what stands in a hole, and so not the noise."""
     adversarial: Adversarial = "hinge"
     """The game that the networks play."""
     adversarial_weight: float = 1.0
