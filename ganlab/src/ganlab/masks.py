@@ -68,8 +68,8 @@ def stripes(keys: Tensor, height: int, width: int, coverage: float | Tensor) -> 
     The mirror sweeps back and forth, and without correction its lines form a zigzag: gaps are
     wedges that widen away from the middle of the swath, where there are none, and those to its
     left lie between those to its right. In a whole scene they repeat every 33 pixels or so, are up
-    to 14 wide and take 22 %. Here the middle lies in the tile or up to two tiles beside it, and the gaps
-    are at most about a quarter of the tile apart. Arguments as in :func:`rectangles`.
+    to 14 wide and take 22 %. Here the middle lies in the tile or up to two tiles beside it, and the
+    gaps are at most about a quarter of the tile apart. Arguments as in :func:`rectangles`.
     """
     return _shape(_stripe, keys, height, width, coverage)
 
