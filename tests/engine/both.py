@@ -14,18 +14,27 @@ from pathlib import Path
 import torch
 
 from ganlab.config import (
+    EncoderDecoderConfig,
+    FeaturesConfig,
+    HoleJudgeConfig,
+    HolesConfig,
+    InpaintingConfig,
     PatchGANConfig,
     Pix2PixConfig,
     ScalingConfig,
     ScheduleConfig,
     SplitConfig,
     TrainingConfig,
+    TwoStageConfig,
     UNetConfig,
 )
 from ganlab.data.batches import Batches, describe
 from ganlab.data.store import TileStore
 from ganlab.errors import InputError, TrainingFailed
+from ganlab.networks.attention import SelfAttention
+from ganlab.tasks.inpainting import Inpainting
 from ganlab.tasks.pix2pix import Pix2Pix
+from ganlab.tasks.two_stage import TwoStageReconstruction
 from ganlab.training import Trainer, resume, train
 from ganlab.training.processes import this_process
 
@@ -46,10 +55,22 @@ TRAINING = TrainingConfig(
 )
 
 
-class Fine(Pix2Pix):
-    """pix2pix in float64, with other pixels unmeasured in every tile."""
+SMALL = EncoderDecoderConfig(width=4, dilations=(2,))
+FILLS = {
+    "generator": SMALL,
+    "discriminator": HoleJudgeConfig(width=4, layers=1),
+    "holes": HolesConfig(kinds=("polygon", "stroke", "footprint"), coverage=(0.2, 0.5)),
+    "fill": "harmonic",
+    "noise": False,
+    "variation_weight": 0.1,
+    "perceptual_weight": 0.1,
+    "style_weight": 1.0,
+    "features": FeaturesConfig(weights="random", layers=("stem",)),
+}
 
-    poisoned = -1
+
+class InFloat64:
+    """A task in float64, with other pixels unmeasured in every tile."""
 
     def __init__(self, config, spec):
         super().__init__(config, spec)
@@ -59,13 +80,40 @@ class Fine(Pix2Pix):
         fine = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
         stripes = (batch["sample"].view(-1, 1, 1, 1) + torch.arange(16)) % 5
         fine["valid"] = (stripes > 0).double().expand_as(batch["valid"])
-        return fine
+        return super().prepare(fine)
+
+
+class Fine(InFloat64, Pix2Pix):
+    """pix2pix, which one tile may poison."""
+
+    poisoned = -1
 
     def generator_losses(self, batch, out, verdict):
         terms = super().generator_losses(batch, out, verdict)
         if self.poisoned in batch["sample"].tolist():
             terms["l1"] = terms["l1"] * math.nan
         return terms
+
+
+class FineInpainting(InFloat64, Inpainting):
+    """One stage."""
+
+
+class FineTwoStage(InFloat64, TwoStageReconstruction):
+    """Two stages."""
+
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        # No output depends on it, so its gradient is nothing but rounding, which Adam enlarges.
+        (attention,) = (m for m in self.generator.modules() if isinstance(m, SelfAttention))
+        attention.key.bias.requires_grad_(False)
+
+
+TASKS = {
+    "pix2pix": (Fine, TASK),
+    "inpainting": (FineInpainting, InpaintingConfig(**FILLS)),
+    "two_stage": (FineTwoStage, TwoStageConfig(**FILLS, refinement=SMALL)),
+}
 
 
 class R1:
@@ -80,8 +128,8 @@ class R1:
         return slope.square().sum((1, 2, 3)).mean() / 2
 
 
-def make_trainer(tiles, folder, config=TRAINING, poisoned=-1, on_log=None):
-    """A Trainer of ``Fine`` with a penalty, for however many processes there are."""
+def make_trainer(tiles, folder, config=TRAINING, kind="pix2pix", poisoned=-1, on_log=None):
+    """A Trainer of a fine task with a penalty, for however many processes there are."""
     state, store = this_process(), TileStore.open(tiles)
     train_tiles = store.split(config.split).train
     batches = Batches(
@@ -93,26 +141,38 @@ def make_trainer(tiles, folder, config=TRAINING, poisoned=-1, on_log=None):
         world=state.num_processes,
     )
     torch.manual_seed(0)
-    task = Fine(TASK, batches.spec)
+    make, settings = TASKS[kind]
+    task = make(settings, batches.spec)
     task.poisoned = poisoned
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(task, batches, config, folder, penalties=[R1()], on_log=on_log)
 
 
-def fine(tiles, folder):
+def fine(tiles, folder, kind="pix2pix"):
     """Twenty steps in float64, with a stop between two lines; returns the metric lines."""
     lines = []
 
     def note(step, values):
         lines.append({"step": step, **values})
 
-    first = make_trainer(tiles, folder, dataclasses.replace(TRAINING, steps=13), on_log=note)
+    first = dataclasses.replace(TRAINING, steps=13)
+    first = make_trainer(tiles, folder, first, kind, on_log=note)
     first.fit()
-    second = make_trainer(tiles, folder, on_log=note)
+    second = make_trainer(tiles, folder, kind=kind, on_log=note)
     second.config = TRAINING
     second.load_state_dict(first.state_dict())
     second.fit()
     return lines
+
+
+def inpainting(tiles, folder):
+    """The same with holes."""
+    return fine(tiles, folder, "inpainting")
+
+
+def two_stage(tiles, folder):
+    """The same with holes, in two stages."""
+    return fine(tiles, folder, "two_stage")
 
 
 def interrupted(tiles, folder):
@@ -160,7 +220,7 @@ def all_of_it(tiles, folder):
     """Everything above, with what it returned."""
     return {
         part.__name__: part(tiles, folder / part.__name__)
-        for part in (refused, fine, interrupted, failed, ordinary)
+        for part in (refused, fine, inpainting, two_stage, interrupted, failed, ordinary)
     }
 
 

@@ -49,6 +49,9 @@ def hole_task(kind="inpainting", bands=3, dtype="uint8", *, nodata=None, **chang
         "generator": TINY,
         "discriminator": HoleJudgeConfig(width=4, layers=1),
         "features": FeaturesConfig(weights="random", layers=("stem", "block1")),
+        "fill": "constant",
+        "residual": False,
+        "noise": False,
     }
     if kind == "two_stage":
         settings["refinement"] = TINY

@@ -22,6 +22,9 @@ from ganlab.errors import InputError, TrainingFailed
 SMALL = "--generator.width 4 --generator.depth 2 --discriminator.width 4 --discriminator.layers 1"
 PAIR = "--images photo.tif --labels map.tif"
 GANLAB = str(Path(sys.executable).with_name("ganlab"))
+LITTLE = "--generator.width 4 --generator.dilations 2"
+FILL = f"{LITTLE} --discriminator.width 4 --discriminator.layers 1 --holes.kinds circle stroke"
+FILL += " --batch-size 2 --split.block 32 --tensorboard False"
 QUICK = f"{SMALL} --batch-size 2 --split.block 32 --tensorboard False"
 
 
@@ -64,6 +67,7 @@ def workplace(tmp_path_factory):
     try:
         cli.main(f"tile {PAIR} --to tiles --size 32".split())
         cli.main(f"train pix2pix --tiles tiles --to run {QUICK} --steps 2".split())
+        cli.main(f"train inpainting --tiles tiles --to filler {FILL} --steps 2".split())
     finally:
         os.chdir(before)
     return folder
@@ -118,7 +122,8 @@ def test_help_lists_the_commands(capsys):
     text = helped(capsys)
     for name in cli.COMMANDS:
         assert f"• {name}" in text
-    assert "• pix2pix" in helped(capsys, "train")
+    for name in ("pix2pix", "inpainting", "two-stage"):
+        assert f"• {name}" in helped(capsys, "train")
 
 
 LEAVES = [(name,) for name, command in cli.COMMANDS.items() if callable(command)]
@@ -136,6 +141,22 @@ def test_every_option_is_explained(capsys, monkeypatch, words):
     assert options
     for option in options:
         assert re.fullmatch(r"--[^\n]*?(\s{2,}|\n\s*)[A-Z].*", option, re.DOTALL), option
+
+
+def test_help_of_tasks_that_fill_holes(capsys, monkeypatch):
+    """The second stage has settings of its own, and only where there is one."""
+    monkeypatch.setenv("COLUMNS", "400")
+    one, two = (helped(capsys, "train", name) for name in ("inpainting", "two-stage"))
+    for text in (one, two):
+        for option in ("holes.kinds", "holes.files", "holes.read-as", "generator.layer", "fill"):
+            assert f"--{option} " in text
+        assert "rectangle,circle,polygon,stroke,stripe,cloud,footprint,file" in text
+    assert "--refinement.width " in two
+    assert "refinement" not in one
+    text = helped(capsys, "apply")
+    for option in ("--mask ", "--read-as ", "--classes "):
+        assert option in text
+    assert "nonzero,landsat_pre,landsat_c1,landsat_c2" in text
 
 
 def test_required_options_are_marked(capsys, monkeypatch):
@@ -175,6 +196,50 @@ def test_from_nothing_to_a_scene(tmp_path):
     assert settings["settings"]["generator"]["width"] == 4
 
 
+def cloudy(path, value=1, size=96):
+    """A mask with one hole, on the grid of ``scene``."""
+    array = np.zeros((1, size, size), np.uint8)
+    array[0, 20:50, 30:70] = value
+    profile = {"driver": "GTiff", "width": size, "height": size, "count": 1, "dtype": "uint8"}
+    with rasterio.open(
+        path, "w", **profile, crs="EPSG:32633", transform=from_origin(0, 96, 1, 1)
+    ) as file:
+        file.write(array)
+    return array[0] > 0
+
+
+@pytest.mark.parametrize("task", ["inpainting", "two-stage"])
+def test_from_tiles_to_a_filled_scene(workplace, tmp_path, task):
+    hole = cloudy(tmp_path / "mask.tif", 200)
+    more = f"{LITTLE.replace('generator', 'refinement')} " if task == "two-stage" else ""
+    line = f"train {task} --tiles {workplace}/tiles --to run --steps 3 {more}{FILL}"
+    out = ganlab(f"{line} --holes.kinds file --holes.files mask.tif --fill mean", tmp_path)
+    assert (out.stdout, out.stderr) == ("run: trained to step 3\n", "")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["task"] == task.replace("-", "_")
+    assert settings["settings"]["holes"]["files"] == ["mask.tif"]
+    out = ganlab("resume --run run --steps 4", tmp_path)
+    assert (out.stdout, out.stderr) == ("run: trained to step 4\n", "")
+    photo = workplace / "photo.tif"
+    line = f"apply --run run --scene {photo} --to made.tif"
+    out = ganlab(f"{line} --mask mask.tif --classes 200 201", tmp_path)
+    assert (out.stdout, out.stderr) == ("made.tif\nmade-invented.tif\n", "")
+    with (
+        rasterio.open(photo) as given,
+        rasterio.open(tmp_path / "made.tif") as made,
+        rasterio.open(tmp_path / "made-invented.tif") as invented,
+    ):
+        assert np.array_equal(invented.read(1), hole)
+        assert np.array_equal(made.read()[:, ~hole], given.read()[:, ~hole])
+        assert (made.read()[:, hole] != given.read()[:, hole]).mean() > 0.9
+        assert (made.crs, made.transform) == (given.crs, given.transform)
+    out = ganlab(f"{line} --overwrite", tmp_path)
+    assert out.stdout == "made.tif\nmade-invented.tif\n"
+    assert out.stderr.startswith("ganlab: warning: ")
+    assert out.stderr.count("\n") == 1
+    assert "photo.tif has no hole to fill" in out.stderr
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(workplace, tmp_path):
     run = tmp_path / "a run"
     line = f"train pix2pix --tiles tiles --steps 1000000 --log-every 1 {QUICK}".split()
@@ -202,6 +267,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(workplace, tmp_path):
 # What goes wrong
 
 
+HOUSES = "--tiles tiles --to new --holes.kinds footprint"
+FILLED = "apply --run filler --scene photo.tif"
 WRONG = {
     "toytown --to file": "file",
     "toytown --to town --size 0": "size",
@@ -240,6 +307,13 @@ WRONG = {
     "train pix2pix --tiles tiles --to new --init tiles": "tiles is not a run",
     "train pix2pix --tiles tiles --to new --init run --generator.width 8": "another shape",
     "train pix2pix --tiles tiles --to new --device mps": "mps",
+    "train inpainting --tiles tiles --to new --image label": "'label' is a label source",
+    "train two-stage --tiles tiles --to new --image pan": "no source 'pan'",
+    "train two-stage --tiles tiles --to new --refinement.width 0": "width 0",
+    "train inpainting --tiles tiles --to new --generator.dilations 0": "dilations (0,)",
+    f"train inpainting {HOUSES} --holes.footprints image": "footprints are classes",
+    f"train inpainting {HOUSES} --holes.footprint-classes 9": "classes [9] do not occur",
+    "train two-stage --tiles tiles --to new --init filler": "another shape",
     "resume --run missing": "missing is not a run directory",
     "resume --run run --tiles missing": "missing is not a tile store",
     "apply --run missing --scene map.tif --to new.tif": "missing is not a run directory",
@@ -255,6 +329,14 @@ WRONG = {
     "apply --run run --scene map.tif --to new.tif --batch-statistics": "has no batch norm",
     "apply --run run --scene map.tif --to new.tif --device mps": "mps",
     "apply --run file --scene map.tif --to new.tif": "not a run directory",
+    "apply --run run --scene map.tif --to new.tif --mask map.tif": "this model fills no holes",
+    "apply --run run --scene map.tif --to new.tif --classes 3": "give it, too",
+    f"{FILLED} --to new.tif --read-as landsat_c2": "give it, too",
+    f"{FILLED} --to new.tif --mask gone.tif": "gone.tif cannot be op",
+    f"{FILLED} --to new.tif --mask photo.tif": "3 bands; a mask has one",
+    f"{FILLED} --to new.tif --mask map.tif": "map.tif: mask read as non",
+    f"{FILLED} --to new.tif --mask nowhere.tif": "nowhere.tif has no CRS",
+    f"{FILLED} --to map.tif --mask map.tif --classes 3 --overwrite": "or its mask",
     "evaluate --run missing": "missing is not a run directory",
     "evaluate --run run --tiles missing": "missing is not a tile store",
     "evaluate --run run --limit 0": "limit 0",
@@ -285,7 +367,11 @@ def test_wrong_input_gives_one_line(capsys, line):
     [
         ("", "Expected one of {toytown"),
         ("paint", "paint"),
-        ("train", "{pix2pix}"),
+        ("train", "{pix2pix, inpainting, two-stage}"),
+        ("train inpainting --tiles tiles --to new --holes.kinds star", "star"),
+        ("train inpainting --tiles tiles --to new --holes.coverage 0.2", "coverage"),
+        ("train inpainting --tiles tiles --to new --refinement.width 4", "--refinement.width"),
+        ("apply --run run --scene map.tif --to new.tif --read-as sentinel", "sentinel"),
         ("train nothing", "pix2pix"),
         ("train --tiles tiles --to new", "pix2pix"),
         ("tile --to new", "--images"),
@@ -303,6 +389,34 @@ def test_what_tyro_refuses(capsys, line, says):
     assert out == ""
     assert says in err
     assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--holes.coverage 0.5 0.2", "coverage of holes is (0.5, 0.2)"),
+        ("--holes.kinds file", "no mask to cut pieces from"),
+        ("--holes.kinds file --holes.files gone.tif", "gone.tif cannot be opened"),
+        ("--holes.kinds file --holes.files photo.tif", "photo.tif has 3 bands; a mask has one"),
+        ("--holes.kinds file --holes.files map.tif", "map.tif: mask read as nonzero holds 3"),
+        ("--discriminator.layers 4", "too small for a PatchGAN"),
+        ("--perceptual-weight 1 --features.weights gone.pth", "cannot read weights from gone.pth"),
+    ],
+)
+def test_holes_that_cannot_be_made(capsys, tmp_path, options, says):
+    """Found at the first step; the same command with other options goes well."""
+    line = f"train inpainting --tiles tiles --to {tmp_path / 'new'} {FILL} --steps 1"
+    with pytest.raises(SystemExit) as left:
+        cli.main(f"{line} {options}".split())
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert says in err
+    assert not (tmp_path / "new" / "checkpoints").exists()
+    cli.main(line.split())
+    assert capsys.readouterr().out.endswith("trained to step 1\n")
 
 
 @pytest.mark.usefixtures("inside")

@@ -211,9 +211,9 @@ class FeaturesConfig:
     """A network trained on photographs, whose activations are compared."""
 
     network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
-    """efficientnet-lite0 has its weights in extra "perceptual"; vgg16-bn's are fetched."""
+    """Weights of efficientnet-lite0 come with the extra "perceptual"; vgg16-bn's are fetched."""
     weights: str = "imagenet"
-    """imagenet, random, or a file of weights (a state dict, or safetensors)."""
+    """Those of imagenet, random ones, or a file (a state dict, or safetensors)."""
     layers: tuple[str, ...] = ()
     """Which activations, "logits" among them; a choice of the network's if not given."""
 

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rasterio.windows import Window
 from torch import Tensor, nn
 
 from ganlab import baselines, clouds, masks
 from ganlab.config import InpaintingConfig
 from ganlab.data.batches import Batch, DataSpec
-from ganlab.data.scenes import open_scene
 from ganlab.data.store import Source, rgb_bands
 from ganlab.errors import InputError
 from ganlab.losses import adversarial, perceptual, reconstruction
@@ -177,6 +175,11 @@ class HoleTask(Task):
             )
 
     def _read_mask(self, path: str) -> Tensor:
+        # Training from a tile store needs no rasterio.
+        from rasterio.windows import Window
+
+        from ganlab.data.scenes import open_scene
+
         scene, holes = open_scene(path, ungeoreferenced=True), self.config.holes
         if len(scene.bands) != 1:
             raise InputError(f"{path} has {len(scene.bands)} bands; a mask has one")
