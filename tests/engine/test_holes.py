@@ -105,7 +105,7 @@ def mask(tmp_path):
     path = tmp_path / "mask.tif"
     array = np.random.default_rng(0).integers(0, 2, (1, 12, 15), np.uint8).repeat(3, 1).repeat(3, 2)
     profile = {"driver": "GTiff", "height": 36, "width": 45, "count": 1, "dtype": "uint8"}
-    place = rasterio.Affine(1, 0, 0, 0, -1, 0)
+    place = rasterio.Affine(2, 0, 0, 0, -2, 0)
     with rasterio.open(path, "w", crs="EPSG:32633", transform=place, **profile) as file:
         file.write(array)
     return path

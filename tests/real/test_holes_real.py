@@ -59,7 +59,8 @@ QUICK = TrainingConfig(
 
 
 def settings(kind: str, **changes: Any) -> InpaintingConfig:
-    options = {"generator": SHAPE, "discriminator": HoleJudgeConfig(width=4, layers=2)} | changes
+    options: dict[str, Any] = {"generator": SHAPE, "fill": "constant", "residual": False}
+    options |= {"discriminator": HoleJudgeConfig(width=4, layers=2)} | changes
     if kind == "inpainting":
         return InpaintingConfig(**options)
     return TwoStageConfig(refinement=SHAPE, **options)

@@ -138,6 +138,16 @@ def test_images_finer_than_the_tiles_are_refused(hole_task):
         Inpainting(task.config, DataSpec(fine, task.spec.scalings))
 
 
+@pytest.mark.parametrize("name", ["raw", "coarse", "hole", "invented", "noise"])
+def test_names_of_the_tasks_own_are_refused(hole_task, name):
+    """A composed image under the name of the painted one would be learnt from in its place."""
+    task = hole_task()
+    sources = {name: dataclasses.replace(task.spec.sources["image"], name=name)}
+    spec = DataSpec(sources, {name: task.spec.scalings["image"]})
+    with pytest.raises(InputError, match=f"'{name}' is a name of the task's own"):
+        Inpainting(dataclasses.replace(task.config, image=name), spec)
+
+
 # Holes
 
 
@@ -599,6 +609,17 @@ def test_noise_follows_the_seed(hole_task, kind):
     assert not torch.equal(one, two)
     kept = ~(given["hole"] > 0).expand_as(one)
     assert torch.equal(two[kept], given["image"][kept])
+    # Where it is given, it counts, in holes alone.
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, SIZE, SIZE))).float()
+    one, same = (task.sample(given | {"noise": noise}, seed)["image"] for seed in (1, 2))
+    assert torch.equal(one, same)
+    known = given["valid"] * (1 - given["hole"])
+    outside = task.sample(given | {"noise": noise + known}, 1)["image"]
+    assert torch.equal(one, outside)
+    for channel in range(1 + (kind == "two_stage")):
+        other = noise.clone()
+        other[:, channel] += 1
+        assert not torch.equal(one, task.sample(given | {"noise": other}, 1)["image"])
 
 
 # Stored units

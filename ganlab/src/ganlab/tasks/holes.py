@@ -23,6 +23,7 @@ from ganlab.tasks.base import NOISE, Arrays, Field, Task, Tensors, field, measur
 
 HOLE = Field(Source("hole", "mask", "uint8", ("hole",)), None)
 INVENTED = Field(Source("invented", "mask", "uint8", ("invented",)), None)
+RESERVED = (HOLE.name, INVENTED.name, NOISE, "raw", "coarse")
 
 
 class HoleTask(Task):
@@ -44,6 +45,8 @@ class HoleTask(Task):
             raise InputError(
                 f"{config.image!r} has {n} x {n} pixels for each of the tile; tile it by itself"
             )
+        if config.image in RESERVED:
+            raise InputError(f"{config.image!r} is a name of the task's own; tile it under another")
         if "footprint" in config.holes.kinds:
             self._check_footprints(field(spec, config.holes.footprints).source)
         self.inputs, self.outputs = (self.image, HOLE), (self.image, INVENTED)
