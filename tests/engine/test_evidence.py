@@ -28,9 +28,9 @@ def evidence() -> Any:
     return module
 
 
-def stored(chapter: str, data: str, setting: str) -> list[dict[str, Any]]:
-    """One result for each of three seeds."""
-    files = [RESULTS / chapter / f"{data}-{setting}-seed{seed}.json" for seed in range(3)]
+def stored(chapter: str, data: str, setting: str, seeds: int = 3) -> list[dict[str, Any]]:
+    """One result for each seed."""
+    files = [RESULTS / chapter / f"{data}-{setting}-seed{seed}.json" for seed in range(seeds)]
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -103,3 +103,45 @@ def test_a_rotating_sample_is_made_again(
     (made,) = read_metrics(folder)
     stored = json.loads(path.read_text())["curve"][0]
     assert made == pytest.approx(stored, rel=0.02), path.name
+
+
+def excludes_zero(results: list[dict[str, Any]], method: str, metric: str) -> bool:
+    """Whether the model is better than a method, with intervals below 0 for every seed."""
+    return all(result["intervals"][method][metric][1] < 0 for result in results)
+
+
+@pytest.mark.parametrize("data", ["toytown", "ground"])
+def test_verdict_filling_in_one_stage(data: str) -> None:
+    results = stored("06", data, "gan")
+    assert excludes_zero(results, "copy the input", "hole L1")
+    assert excludes_zero(results, "mean fill", "hole L1")
+    assert excludes_zero(results, "harmonic fill", "KID")
+    for result in results:
+        rows = result["rows"]
+        # Texture is paid for in L1: the smooth fill is nearer, pixel by pixel.
+        assert rows["harmonic fill"]["hole L1"] < rows["model"]["hole L1"]
+        assert rows["model"]["hole L1"] < 1.1 * rows["nearest fill"]["hole L1"]
+        for metric in ("gradient d.", "spectrum d."):
+            assert rows["model"][metric] < 0.75 * rows["harmonic fill"][metric]
+        assert rows["model"]["seam"] < 0.7 * rows["harmonic fill"]["seam"]
+
+
+def test_verdict_the_second_stage_gives_texture_on_real_ground() -> None:
+    results = stored("07", "ground", "gan")
+    assert excludes_zero(results, "mean fill", "hole L1")
+    for method in ("coarse stage", "harmonic fill"):
+        intervals = [result["intervals"][method]["KID"] for result in results]
+        assert sum(high < 0 for _, high in intervals) >= 2, "decided in two of three seeds"
+        assert not any(low > 0 for low, _ in intervals), "and against it in none"
+    for result in results:
+        rows = result["rows"]
+        assert rows["coarse stage"]["hole L1"] < rows["model"]["hole L1"]
+        assert rows["model"]["gradient d."] < 0.75 * rows["coarse stage"]["gradient d."]
+
+
+def test_verdict_without_an_opponent_the_fill_is_as_near_as_the_smooth_one() -> None:
+    for data in ("toytown", "ground"):
+        (result,) = stored("06", data, "l1", seeds=1)
+        assert excludes_zero([result], "nearest fill", "hole L1")
+        rows = result["rows"]
+        assert rows["model"]["hole L1"] < 1.02 * rows["harmonic fill"]["hole L1"]

@@ -197,7 +197,7 @@ class HolesConfig:
     """For kind "file": rasters of real masks, from which pieces are cut."""
     read_as: MaskMeaning = "nonzero"
     """What the values of those files mean: not zero, or the bits of a Landsat quality band
-    (pre-collection, collection 1, collection 2), of which clouds are taken."""
+    (pre-collection, collection 1, collection 2), of which clouds and their shadows are taken."""
     classes: tuple[int, ...] = ()
     """Values of those files that mean missing, in place of read_as."""
     footprints: str = "label"

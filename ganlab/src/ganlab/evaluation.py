@@ -51,9 +51,10 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     right pixels and the mean intersection over union of the classes.
 
     Returns:
-        ``{"split", "tiles", "output", "rows": {method: {metric: value}}, "intervals": {method:
-        {metric: [low, high]}}}``; the intervals are those of 95 % for model minus method, tile by
-        tile, of the first column and of KID: both below 0 means that the model is better.
+        ``{"split", "tiles", "output", "features", "rows": {method: {metric: value}},
+        "intervals": {method: {metric: [low, high]}}}``; the intervals are those of 95 % for model
+        minus method, tile by tile, of the first column and of KID: both ends below 0 mean that
+        the model is better.
 
     Raises:
         InputError: the split is empty, the tiles do not fit the run, or the file cannot be written.
@@ -87,6 +88,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     size = 1 if task.noise else config.batch_size
     prepared = _prepared(task, batches, tiles, size, progress)
     result: dict[str, Any] = {"split": config.split, "tiles": len(tiles), "output": target.name}
+    result["features"] = f"{config.features}, weights {config.weights}"
     if target.source.kind == "label":
         result["rows"] = _labels(predict, target, prepared)
     else:

@@ -14,7 +14,7 @@ from ganlab.tasks.holes import HOLE, HoleTask
 
 
 class TwoStageReconstruction(HoleTask):
-    """The coarse stage learns from pixel distances alone, the refined one from all terms."""
+    """The coarse stage has two distances of its own; all terms of the refined one reach it too."""
 
     config_type = TwoStageConfig
     config: TwoStageConfig
