@@ -417,7 +417,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(
 
 
 def test_wrong_tasks_and_folders_are_refused(tiles, tmp_path, quick, tiny, run):
-    with pytest.raises(InputError, match="UNetConfig configures no task; tasks: \\['pix2pix'"):
+    with pytest.raises(InputError, match="UNetConfig configures no task; tasks: .*'pix2pix'"):
         train(UNetConfig(), tiles, tmp_path / "run", quick())
     with pytest.raises(InputError, match="no source 'radar', only \\['image', 'label'\\]"):
         train(tiny(source="radar"), tiles, tmp_path / "run", quick())
