@@ -133,8 +133,9 @@ def test_verdict_filling_in_one_stage(data: str) -> None:
         assert rows["model"]["seam"] < 0.7 * rows["harmonic fill"]["seam"]
 
 
-def test_verdict_the_second_stage_gives_texture_on_real_ground() -> None:
-    results = stored("07", "ground", "gan")
+@pytest.mark.parametrize("data", ["toytown", "ground"])
+def test_verdict_the_second_stage_gives_texture(data: str) -> None:
+    results = stored("07", data, "gan")
     assert excludes_zero(results, "mean fill", "hole L1")
     for method in ("coarse stage", "harmonic fill"):
         assert decided_for(results, method, "KID") == 2
