@@ -93,6 +93,12 @@ def upsampling(kind: Up, in_channels: int, out_channels: int, bias: bool = True)
     return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), convolution)
 
 
+def padded(x: Tensor, stride: int) -> Tensor:
+    """``(B, C, H, W)`` with its last row and column repeated up to a multiple of ``stride``."""
+    below, right = -x.shape[2] % stride, -x.shape[3] % stride
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+
 class ResidualBlock(nn.Module):
     """``x + f(x)`` with f twice activation, 3x3 convolution, norm (He et al. 2016)."""
 

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ganlab.errors import InputError
 from ganlab.networks.attention import SelfAttention
-from ganlab.networks.blocks import Norm, initialize, normalization
+from ganlab.networks.blocks import Norm, initialize, normalization, padded
 from ganlab.networks.gated import GatedConv, PartialConv, PlainConv, draw
 
 Layer = Literal["gated", "partial", "plain"]
@@ -102,7 +101,7 @@ class EncoderDecoder(nn.Module):
             hole: ``(B, 1, H, W)``, 1 = missing.
         """
         height, width = x.shape[2:]
-        x, hole = _padded(x, self.stride), _padded(hole, self.stride)
+        x, hole = padded(x, self.stride), padded(hole, self.stride)
         known = 1 - hole
         for layer in self.layers:
             if isinstance(layer, PartialConv):
@@ -186,7 +185,7 @@ class DCGANAutoencoder(nn.Module):
     def forward(self, x: Tensor, hole: Tensor) -> Tensor:
         """As ``EncoderDecoder.forward``; the hole's place is known only from ``x``."""
         height, width = x.shape[2:]
-        x = self.last_layer(self.layers(_padded(x, self.stride)))[:, :, :height, :width]
+        x = self.last_layer(self.layers(padded(x, self.stride)))[:, :, :height, :width]
         return torch.tanh(x) if self.tanh else x
 
 
@@ -313,8 +312,3 @@ def _check(width: int, dilations: tuple[int, ...]) -> None:
         raise InputError(
             f"width {width} and dilations {dilations} make no network; give at least 1 for each"
         )
-
-
-def _padded(x: Tensor, stride: int) -> Tensor:
-    below, right = -x.shape[2] % stride, -x.shape[3] % stride
-    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x

@@ -4,7 +4,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ganlab.errors import InputError
 from ganlab.networks.blocks import (
@@ -14,6 +13,7 @@ from ganlab.networks.blocks import (
     Up,
     initialize,
     normalization,
+    padded,
     upsampling,
 )
 
@@ -141,9 +141,7 @@ class UNet(nn.Module):
         multiple of ``stride``, and the result is cropped.
         """
         height, width = x.shape[2:]
-        below, right = -height % self.stride, -width % self.stride
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        x = padded(x, self.stride)
         skips: list[Tensor] = []
         for down in self.down:
             x = down(x)

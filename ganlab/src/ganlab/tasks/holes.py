@@ -134,16 +134,10 @@ class HoleTask(Task):
         stacked = torch.cat([measured(image, valid)[:, order] for image in images])
         parts = {k: v.chunk(3) for k, v in self._features(stacked).items()}
         raw, composed, true = ({k: v[i] for k, v in parts.items()} for i in range(3))
-        maps = {k: v for k, v in true.items() if v.ndim == 4}
         terms = {}
-        if self.config.perceptual_weight > 0:
-            terms["perceptual"] = perceptual.perceptual(raw, true) + perceptual.perceptual(
-                composed, true
-            )
-        if self.config.style_weight > 0:
-            terms["style"] = perceptual.style({k: raw[k] for k in maps}, maps) + perceptual.style(
-                {k: composed[k] for k in maps}, maps
-            )
+        for name, distance in (("perceptual", perceptual.perceptual), ("style", perceptual.style)):
+            if getattr(self.config, f"{name}_weight") > 0:
+                terms[name] = distance(raw, true) + distance(composed, true)
         return terms
 
     def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:
