@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganlab.config import (
     EncoderDecoderConfig,
@@ -64,3 +65,17 @@ def hole_task(kind="inpainting", bands=3, dtype="uint8", *, nodata=None, **chang
 def hole_task_fixture():
     """Makes untrained tasks: ``hole_task("two_stage", bands=4, dtype="uint16", fill="mean")``."""
     return hole_task
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses whatever brings a number from the device to the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(name="no_waiting")
+def _no_waiting():
+    return NoWaiting

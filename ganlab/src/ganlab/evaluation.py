@@ -92,7 +92,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     if target.source.kind == "label":
         result["rows"] = _labels(predict, target, prepared)
     else:
-        result |= _Images(target, _features(config, target, device)).measure(predict, prepared)
+        result |= _Images(task, _features(config, target, device)).measure(predict, prepared)
     _write(config.to or run / f"evaluation-{config.split}.json", result)
     return result
 
@@ -141,9 +141,10 @@ def _baselines(task: Task, batches: Batches, train: Tiles) -> Predict:
         for batch in _prepared(task, batches, train):
             median.update(batch[given.name], batch[target.name], batch["valid"])
         return lambda batch: {"class median": median.predict(batch[given.name])}
-    if HOLE in (field.name for field in task.inputs):
+    if task.hole is not None:
+        hole = task.hole.name
         return lambda batch: {
-            name: fill(batch[given.name], batch[HOLE], batch["valid"])
+            name: fill(batch[given.name], batch[hole], batch["valid"])
             for name, fill in FILLS.items()
         }
     if given.channels == target.channels and task.scale == 1:
@@ -156,7 +157,6 @@ def _copy(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
     return image.masked_fill(hole > 0.5, 0)
 
 
-HOLE = "hole"
 FILLS = {
     "copy the input": _copy,
     "mean fill": mean_fill,
@@ -187,8 +187,8 @@ def _features(config: EvaluateConfig, target: Field, device: torch.device) -> Fe
 class _Images:
     """Collects what the metrics need of every method, tile by tile."""
 
-    def __init__(self, target: Field, features: Features | None) -> None:
-        self.target, self.features = target, features
+    def __init__(self, task: Task, features: Features | None) -> None:
+        self.target, self.hole, self.features = task.outputs[0], task.hole, features
         self.values: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self.textures: dict[str, metrics.Texture] = defaultdict(metrics.Texture)
         self.seams: dict[str, metrics.Seam] = defaultdict(metrics.Seam)
@@ -197,7 +197,8 @@ class _Images:
     def measure(self, predict: Predict, batches: Iterable[Batch]) -> dict[str, Any]:
         """``{"rows": ..., "intervals": ...}`` as :func:`evaluate` gives them."""
         for batch in batches:
-            valid, true, hole = batch["valid"], batch[self.target.name], batch.get(HOLE)
+            valid, true = batch["valid"], batch[self.target.name]
+            hole = None if self.hole is None else batch[self.hole.name]
             self._collect(TRUTH, true, true, valid, hole)
             for name, made in predict(batch).items():
                 self._collect(name, made.to(true.device).float(), true, valid, hole)

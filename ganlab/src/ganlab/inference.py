@@ -205,7 +205,7 @@ def generate_scene(
     finals = [*(row.start for row in rows[1:]), grid.height]
     swaths = list(_swaths(columns, grid.width))
     done, total = 0, len(rows) * sum(len(members) for members, _, _ in swaths)
-    if holes is None and _fills_holes(task):
+    if holes is None and task.hole is not None:
         holes = missing_pixels
     field, far, measured, asked = task.inputs[0], 0.0, 0, False
     for members, left, right in swaths:
@@ -247,10 +247,6 @@ def generate_scene(
 def missing_pixels(window: Window, valid: Bools) -> Bools:
     """The holes of a scene without a mask: every pixel that was not measured."""
     return ~valid
-
-
-def _fills_holes(task: Task) -> bool:
-    return any(field.source.kind == "mask" for field in task.inputs)
 
 
 def _generate(
@@ -407,7 +403,7 @@ def _open_holes(config: ApplyConfig, scene: Scene, task: Task) -> Holes | None:
     """Where a task that fills holes is to do so; None for others."""
     if config.mask is None and (config.classes or config.read_as != "nonzero"):
         raise InputError("--read-as and --classes say what the values of --mask mean; give it, too")
-    if not _fills_holes(task):
+    if task.hole is None:
         if config.mask:
             raise InputError(f"--mask {config.mask}: this model fills no holes; leave it out")
         return None

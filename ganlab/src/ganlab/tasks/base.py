@@ -97,6 +97,11 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.config, self.spec, self.discriminator = config, spec, None
 
+    @property
+    def hole(self) -> Field | None:
+        """The input that says which pixels are missing (1), of tasks that fill them."""
+        return next((field for field in self.inputs if field.source.kind == "mask"), None)
+
     def prepare(self, batch: Batch) -> Batch:
         """Make on the device what only training has: holes, clouds, a lower resolution."""
         return batch
