@@ -1,6 +1,7 @@
 """What a method must beat: predictions that need no training of a network.
 
-``ClassMedian`` answers labels to images. The fills answer holes: ``image`` is ``(B, C, H, W)``,
+``ClassMedian`` answers labels to images, ``BandFit`` bands to bands, ``haze_removal`` takes thin
+clouds off. The fills answer holes: ``image`` is ``(B, C, H, W)``,
 ``hole`` and ``valid`` are ``(B, 1, H, W)``, and what is known has ``valid`` 1 and ``hole`` 0. They
 change pixels of holes only: all others come back bit for bit, also those that are invalid. What
 stands in holes and invalid pixels never matters, not even NaN. A sample without a known pixel is
@@ -87,6 +88,170 @@ class ClassMedian:
         classes = torch.tensor(self.classes, device=labels.device)
         row = torch.searchsorted(classes, labels.long().contiguous()).clamp(max=len(classes) - 1)
         return torch.where(classes[row] == labels, row, len(classes))
+
+
+class BandFit:
+    """For enlargement of other bands than the target's: least squares of bands on bands.
+
+    Where truth is panchromatic and the input multispectral, interpolation alone has nothing to
+    offer. This is the best linear guess of each fine band from the coarse ones, with intercept,
+    fitted where both have the same pixels: at the coarse resolution. It is made over batches, in
+    float64, and remembers the normal equations only. Bands that say the same share their weight.
+
+    Args:
+        coarse_bands: bands of the input.
+        fine_bands: bands of the target.
+
+    Raises:
+        InputError: images have another number of bands; ``predict`` comes before ``update``.
+    """
+
+    def __init__(self, coarse_bands: int, fine_bands: int) -> None:
+        self.bands = (coarse_bands, fine_bands)
+        self.products = torch.zeros(1 + coarse_bands, 1 + coarse_bands + fine_bands).double()
+        """Sums over pixels of (1, coarse) times (1, coarse, fine); they add over processes."""
+
+    def update(self, coarse: Tensor, fine_at_coarse: Tensor, valid: Tensor) -> None:
+        """Add tiles.
+
+        Args:
+            coarse: ``(B, coarse_bands, h, w)``.
+            fine_at_coarse: ``(B, fine_bands, h, w)``, the target as :func:`ganlab.resolution.area`
+                makes it coarse.
+            valid: ``(B, 1, h, w)``, 1 = measured.
+        """
+        found = (coarse.shape[1], fine_at_coarse.shape[1])
+        if found != self.bands:
+            raise InputError(f"images of {found} bands, expected the declared {self.bands}")
+        counted = valid > 0.5
+        one = torch.ones_like(valid)
+        all_ = torch.cat([one, coarse, fine_at_coarse], 1).double().masked_fill(~counted, 0.0)
+        pixels = all_.transpose(0, 1).flatten(1)
+        self.products = self.products.to(pixels.device)
+        self.products += pixels[: 1 + self.bands[0]] @ pixels.T
+
+    def weights(self) -> Tensor:
+        """``(1 + coarse_bands, fine_bands)`` float64; the first row is the intercept."""
+        if not self.products[0, 0] > 0:
+            raise InputError("BandFit has seen no valid pixel: call update first")
+        n = 1 + self.bands[0]
+        # In units in which all bands are of size 1; what is left of bands that follow from the
+        # others is rounding, and cut off.
+        size = self.products.diagonal().sqrt().clamp(min=1e-300)[:, None]
+        gram = self.products[:, :n] / size / size.T
+        inverse = torch.linalg.pinv(gram, rtol=1e-13, hermitian=True)
+        weights: Tensor = inverse @ (self.products[:, n:] / size) / size
+        return weights
+
+    def predict(self, image: Tensor) -> Tensor:
+        """``(B, coarse_bands, H, W)`` of any resolution to ``(B, fine_bands, H, W)``."""
+        wide = image.to(torch.promote_types(image.dtype, torch.float32))
+        weights = self.weights().to(wide)
+        return weights[0, :, None, None] + torch.einsum("bchw,cf->bfhw", wide, weights[1:])
+
+
+@torch.no_grad()
+def haze_removal(
+    image: Tensor,
+    valid: Tensor,
+    *,
+    dark: Sequence[float] | Tensor,
+    gain: Sequence[float] | Tensor,
+    bands: Sequence[int],
+    patch: int = 15,
+    strength: float = 0.95,
+    least: float = 0.1,
+    radius: int = 30,
+    smoothing: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """Haze and thin cloud taken off by the dark channel prior (He, Sun and Tang 2011).
+
+    Clear ground, so the prior, has next to no light in some band of some pixel of every patch. What
+    light there is, is haze: its share of the air light is the haze's opacity. The air light is the
+    mean over the 0.1 % of the pixels with the brightest dark channel; opacity is refined by the
+    guided filter (He et al. 2013) with the image as guide, not by matting.
+
+    It knows no scene without haze: the brightest patch is always taken for it, and loses nearly all
+    that tells it from black.
+
+    Args:
+        image: ``(B, C, H, W)`` in linear units.
+        valid: ``(B, 1, H, W)``, 1 = measured; invalid pixels come back as they are, with alpha 0.
+        dark: for each band the value that means no light (``Scaling.dark``).
+        gain: for each band the light of one unit (``Scaling.gain``).
+        bands: the visible bands, which the dark channel is made of.
+        patch: its side in pixels, odd.
+        strength: share of the haze that is taken off (omega in the paper, eq. 12).
+        least: least transmission to divide by (t0, eq. 22).
+        radius: of the guided filter, in pixels.
+        smoothing: its epsilon, in squares of the air light: edges of less contrast than its root
+            are smoothed away.
+
+    Returns:
+        The ground ``(B, C, H, W)``, and the haze's alpha ``(B, 1, H, W)`` in [0, ``strength``].
+
+    Raises:
+        InputError: the patch's side is even; no bands, or bands that the image does not have.
+    """
+    channels = image.shape[1]
+    if patch < 1 or patch % 2 == 0:
+        raise InputError(f"patch of {patch} pixels for a dark channel, expected an odd number")
+    if not bands or not all(0 <= band < channels for band in bands):
+        raise InputError(f"visible bands {tuple(bands)} of {channels}: name those that are there")
+    counted = valid > 0.5
+    wide = _values(image, counted)
+    zero, unit = (
+        torch.as_tensor(x, dtype=wide.dtype, device=wide.device).view(-1, 1, 1)
+        for x in (dark, gain)
+    )
+    light = (wide - zero) * unit
+    visible = light[:, list(bands)]
+
+    channel = _darkest(visible, counted, patch).masked_fill(~counted, -math.inf).flatten(1)
+    top = channel.topk(math.ceil(channel.shape[1] / 1000), 1)
+    weight = top.values.isfinite().to(wide.dtype)[:, None]
+    pixels = light.flatten(2).gather(2, top.indices[:, None].expand(-1, channels, -1))
+    air = ((pixels * weight).sum(2) / weight.sum(2).clamp(min=1))[..., None, None]
+    air = torch.where(air > 0, air, 1.0)
+
+    relative = visible / air[:, list(bands)]
+    rough = strength * _darkest(relative, counted, patch).masked_fill(~counted, 0.0)
+    alpha = _guided(relative.mean(1, keepdim=True), rough, counted, radius, smoothing)
+    alpha = alpha.clamp(0, strength).masked_fill(~counted, 0.0)
+    clear = (light - air) / (1 - alpha).clamp(min=least) + air
+    ground = torch.where(counted, (clear / unit + zero).to(image.dtype), image)
+    return ground, alpha
+
+
+def _darkest(light: Tensor, counted: Tensor, patch: int) -> Tensor:
+    """Least light of any band in the patch around each pixel, of counted pixels: ``(B, 1, H, W)``.
+
+    Infinite where no pixel of the patch counts.
+    """
+    x = light.amin(1, keepdim=True).masked_fill(~counted, math.inf)
+    for sides in ((patch, 1), (1, patch)):
+        x = -F.max_pool2d(-x, sides, 1, (sides[0] // 2, sides[1] // 2))
+    return x
+
+
+def _guided(guide: Tensor, x: Tensor, counted: Tensor, radius: int, smoothing: float) -> Tensor:
+    """Guided filter with one guide band (He et al. 2013, eq. 4 to 8), of counted pixels."""
+
+    def mean(t: Tensor) -> Tensor:
+        for sides in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
+            padding = (sides[0] // 2, sides[1] // 2)
+            t = F.avg_pool2d(t, sides, 1, padding, divisor_override=1)
+        return t
+
+    number = mean(counted.to(x.dtype)).clamp(min=1)
+    guide, x = guide.masked_fill(~counted, 0.0), x.masked_fill(~counted, 0.0)
+    g, m = mean(guide) / number, mean(x) / number
+    slope = (mean(guide * x) / number - g * m) / (
+        (mean(guide * guide) / number - g * g).clamp(min=0) + smoothing
+    )
+    offset = m - slope * g
+    slope, offset = (mean(t * counted) / number for t in (slope, offset))
+    return slope * guide + offset
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ L1, PSNR and SSIM compare pixel with pixel, and so prefer a blurred image to a s
 slightly displaced. Spectrum and gradient histogram ask instead whether the texture is as rich as in
 truth. They are distributions: averaged over a data set first and compared then, they are steadier
 than a mean of distances between single tiles, and ``Texture`` does that. ``Seam`` asks whether one
-sees where a hole was.
+sees where a hole was, ``checkerboard`` whether one sees how an image was enlarged, ``consistency``
+whether it still is what it was enlarged from.
 """
 
 import math
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ganlab.errors import InputError
+from ganlab.resolution import area
 
 
 def l1(image: Tensor, truth: Tensor, valid: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -150,14 +152,7 @@ def spectrum(image: Tensor, valid: Tensor, bins: int = 16) -> Tensor:
             f"images of {height} x {width} pixels are too small for a spectrum of {bins} bins: "
             f"give at least {2 * bins} pixels, or fewer bins"
         )
-    counted = valid > 0.5
-    x = _wide(image).masked_fill(~counted, 0.0)
-    number = counted.sum((2, 3), keepdim=True)
-    taper_y, taper_x = (
-        torch.hann_window(n + 2, periodic=False, device=x.device)[1:-1] for n in (height, width)
-    )
-    taper = counted * taper_y[:, None] * taper_x
-    x = (x - x.sum((2, 3), keepdim=True) / number) * taper
+    x, taper = _tapered(image, valid)
     power = torch.fft.fft2(x).abs().square() / taper.square().sum((2, 3), keepdim=True)
 
     fy, fx = (torch.fft.fftfreq(n, device=x.device) for n in (height, width))
@@ -177,6 +172,66 @@ def spectrum_distance(a: Tensor, b: Tensor, floor: float = 1e-7) -> Tensor:
     """
     ratio = torch.log10((a + floor) / (b + floor))
     return 10 * ratio.abs().mean((-2, -1))
+
+
+def checkerboard(image: Tensor, valid: Tensor, factor: int = 2) -> Tensor:
+    """Energy of patterns that repeat every ``factor`` pixels, as up-sampling leaves: ``(B,)``.
+
+    In squared units of the image, mean over bands: a pattern ``a * (-1)**(x + y)`` has ``a**2``,
+    and so has ``a * (-1)**x``; one of longer period has its mean square. Transposed convolutions
+    and sub-pixel stages leave such patterns (Odena et al. 2016). Ground has little at these
+    frequencies, but not nothing, and white noise of variance v has 0.014 v for factor 2: so read it
+    beside that of the truth. Several stages of factor 2 are one of factor 4 or 8.
+
+    It is the power of the spectrum (see ``spectrum`` for the window) within 1/32 cycles per pixel,
+    but at least the main lobe of the Hann window, of the frequencies (k / factor, l / factor) other
+    than (0, 0), over that which the window itself has there around 0. Holes of invalid pixels
+    scatter power into it, as into every frequency.
+
+    Raises:
+        InputError: the factor is below 2; the image is too small to tell these frequencies apart.
+    """
+    smallest = min(image.shape[2:])
+    if factor < 2 or 2 * factor * _reach(smallest) >= smallest:
+        raise InputError(
+            f"a checkerboard of factor {factor} in images of {image.shape[2]} x {image.shape[3]} "
+            "pixels: give a factor from 2 to 15, and images of more than 4 x factor pixels"
+        )
+    waves = [_waves(n, factor, image.device) for n in image.shape[2:]]
+
+    def power(x: Tensor) -> Tensor:
+        around = torch.einsum("kmy,bcyx,lnx->bcklmn", waves[0], x.to(waves[0].dtype), waves[1])
+        return around.abs().square().sum((4, 5))
+
+    x, taper = _tapered(image, valid)
+    return power(x).flatten(2)[:, :, 1:].sum(2).mean(1) / power(taper)[:, 0, 0, 0]
+
+
+def consistency(image: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:
+    """How far an enlarged image, made coarse again, is from what it was made from: ``(B,)``.
+
+    It needs no truth: the mean absolute difference of ``area(image, factor)`` to ``coarse`` over
+    bands and pixels, in units of the images. 0 where pixels are only repeated. Where the coarse
+    image was not measured as the mean over areas, a good result has some, too.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        coarse: ``(B, C, H / factor, W / factor)``.
+        valid: ``(B, 1, H, W)``, or as coarse ``(B, 1, H / factor, W / factor)``; 1 = measured. A
+            coarse pixel counts if all its fine ones do.
+        factor: fine pixels along one coarse pixel.
+
+    Raises:
+        InputError: the shapes do not fit the factor.
+    """
+    small = area(image, factor)
+    if small.shape != coarse.shape:
+        raise InputError(
+            f"image {tuple(image.shape)} is not {factor} times as fine as {tuple(coarse.shape)}"
+        )
+    if valid.shape[2:] == image.shape[2:]:
+        valid = (area((valid > 0.5).float(), factor) == 1).float()
+    return l1(small, coarse, valid)
 
 
 def gradient_histogram(image: Tensor, valid: Tensor, bins: int = 64, limit: float = 1.0) -> Tensor:
@@ -314,6 +369,33 @@ def _seam(image: Tensor, hole: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
             pairs.append(kind.sum((1, 2, 3)))
     sums = [torch.stack([t[0] + t[2], t[1] + t[3]], 1) for t in (totals, pairs)]
     return sums[0], sums[1]
+
+
+def _tapered(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean taken off (invalid pixels have it), times a Hann window; and window ``(B, 1, H, W)``."""
+    counted = valid > 0.5
+    x = _wide(image).masked_fill(~counted, 0.0)
+    number = counted.sum((2, 3), keepdim=True)
+    taper_y, taper_x = (
+        torch.hann_window(n + 2, periodic=False, device=x.device)[1:-1] for n in x.shape[2:]
+    )
+    taper = counted * taper_y[:, None] * taper_x
+    return (x - x.sum((2, 3), keepdim=True) / number) * taper, taper
+
+
+def _reach(size: int) -> int:
+    """How far around a checkerboard's frequency power counts, in cycles per image side."""
+    return max(size // 32, 2)
+
+
+def _waves(size: int, factor: int, device: torch.device) -> Tensor:
+    """Waves of k / factor cycles per pixel and of those around: ``(factor, 1 + 2 reach, size)``."""
+    pixel = torch.arange(size, device=device)
+    k = torch.arange(factor, device=device)[:, None, None]
+    around = torch.arange(-_reach(size), _reach(size) + 1, device=device)[:, None]
+    # Whole turns are left out in whole numbers, where they cost no precision.
+    turns = (k * pixel % factor) / factor + (around * pixel % size) / size
+    return torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
 
 
 def _per_band(value: float | Sequence[float] | Tensor, image: Tensor) -> float | Tensor:
