@@ -16,10 +16,12 @@ import tyro
 
 from ganlab.config import (
     ApplyConfig,
+    CloudLayersConfig,
     EvaluateConfig,
     InpaintingConfig,
     Pix2PixConfig,
     SamplesConfig,
+    SuperResolutionConfig,
     TilingConfig,
     ToytownConfig,
     TrainingConfig,
@@ -128,6 +130,8 @@ COMMANDS: dict[str, Any] = {
     "train": {
         "pix2pix": _trains(Pix2PixConfig, "Paired translation: a U-Net against a PatchGAN."),
         "inpainting": _trains(InpaintingConfig, "Fill holes in one stage."),
+        "cloud-layers": _trains(CloudLayersConfig, "Part thin cloud and the ground below it."),
+        "super-resolution": _trains(SuperResolutionConfig, "Make finer pixels from coarse ones."),
         "two-stage": _trains(TwoStageConfig, "Fill holes coarsely, then refine with attention."),
     },
     "resume": resume,

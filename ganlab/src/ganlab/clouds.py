@@ -143,14 +143,15 @@ def uncover(image: Tensor, alpha: Tensor, colour: Tensor | float) -> Tensor:
     return (image - colour * alpha.masked_fill(opaque, 0.0)) / (1 - alpha).masked_fill(opaque, 1.0)
 
 
-def shade(image: Tensor, shadow: Tensor, dark: float = -1.0) -> Tensor:
+def shade(image: Tensor, shadow: Tensor, dark: float | Tensor = -1.0) -> Tensor:
     """Ground in shadow: its light, counted from ``dark``, times ``1 - shadow``.
 
     Args:
         image: ``(B, C, H, W)`` in linear units.
         shadow: ``(B, 1, H, W)`` share of the light that is missing.
-        dark: the value that stands for no light. On images scaled to [-1, 1] it is -1 (to multiply
-            them as they are would draw shadows towards grey), on reflectances 0.
+        dark: the value that stands for no light, one for all bands or ``(C, 1, 1)``. On images
+            scaled to [-1, 1] it is -1 (to multiply them as they are would draw shadows towards
+            grey), on reflectances 0.
     """
     return (image - dark) * (1 - shadow) + dark
 

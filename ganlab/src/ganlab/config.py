@@ -55,6 +55,9 @@ class TilingConfig:
     """Folder of the new tile store; it must not exist yet."""
     labels: tuple[str, ...] = ()
     """Class rasters or vector files (GeoJSON, GeoPackage), one for each scene."""
+    fine: tuple[str, ...] = ()
+    """Finer rasters of the same ground, one for each scene, whose pixels divide those of the
+    images evenly (15 m inside 30 m, say): the source "fine"."""
     size: int = 256
     """Width and height of a tile in pixels, after scaling."""
     stride: int | None = None
@@ -310,6 +313,124 @@ class TwoStageConfig(InpaintingConfig):
 
 
 @dataclass(frozen=True)
+class CloudsConfig:
+    """Which clouds are laid over clear tiles, for training and for evaluation."""
+
+    coverage: tuple[float, float] = (0.3, 0.8)
+    """Share of a tile inside the clouds' edge (of files: their mean alpha), drawn between these."""
+    thickness: tuple[float, float] = (0.3, 1.0)
+    """Alpha in the middle of clouds, drawn between these; 1 hides the ground."""
+    softness: float = 2.0
+    """0.1 gives hard edges, 3 haze."""
+    darkness: float = 0.0
+    """Share of the light that the shadow of an opaque cloud takes from the ground."""
+    white: tuple[float, ...] = ()
+    """Stored value of the brightest cloud, one for all bands or one for each; if not given, 0.9 of
+    the way to the top of the scaled range, which may be too dark where that is a quantile."""
+    tint: float = 0.1
+    """Most by which a cloud is darker than that in a band, in network units."""
+    files: tuple[Path, ...] = ()
+    """Rasters of alpha, 0 to 1, from real imagery; clouds are cut from them in place of noise."""
+
+
+@dataclass(frozen=True)
+class CloudLayersConfig:
+    """Separate thin cloud from the ground: alpha, and the ground without it.
+
+    The defaults are those of the stored runs of chapter 8.
+    """
+
+    image: str = "image"
+    """Clear tiles: an image source of the tile store."""
+    clouds: CloudsConfig = field(default_factory=CloudsConfig)
+    generator: UNetConfig = field(
+        default_factory=lambda: UNetConfig(width=32, depth=5, up="resize", dropout=0.0)
+    )
+    order: Literal["joint", "sequential"] = "joint"
+    """One network for both layers, or one for alpha and a second that sees it and clears the
+    ground."""
+    residual: bool = True
+    """Let the network add to the cloudy image, in place of painting the ground anew."""
+    compare: Literal["covered", "bare"] = "covered"
+    """Ground is compared after the true cloud is laid over it, so that what cannot be known costs
+    nothing; or as it is."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Distance of ground and of alpha."""
+    ground_weight: float = 100.0
+    """Weight of the ground's distance."""
+    alpha_weight: float = 100.0
+    """Weight of alpha's distance."""
+    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    adversarial: Adversarial = "least_squares"
+    """The game that the networks play."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial term for the generator; 0 trains without discriminator."""
+    discriminator_factor: float = 0.5
+    """Factor of the discriminator's loss."""
+    clear: float = 0.02
+    """Pixels with less alpha come back as they were, bit for bit."""
+
+
+@dataclass(frozen=True)
+class SensorConfig:
+    """How a coarser sensor would have measured a tile: the mean over its larger pixels, and ..."""
+
+    blur: float = 0.0
+    """Standard deviation of its point-spread function, in coarse pixels."""
+    noise: float = 0.0
+    """Standard deviation of its noise, in network units."""
+
+
+@dataclass(frozen=True)
+class SuperResolutionConfig:
+    """Make finer pixels from coarse ones, the adversarial term as polish.
+
+    The defaults are those of the stored runs of chapter 13.
+    """
+
+    image: str = "image"
+    """What is made: an image source of the tile store."""
+    coarse: str | None = None
+    """What is given: a source on the tiles' own grid, on which ``image`` is finer (see
+    ``TilingConfig.fine``); if not given, ``image`` as a coarser sensor would have measured it."""
+    factor: int = 2
+    """Fine pixels along a coarse one: 2, 4, 8; 1 trains an autoencoder, the easy case."""
+    sensor: SensorConfig = field(default_factory=SensorConfig)
+    """The coarser sensor, where ``coarse`` is not given."""
+    generator: UNetConfig = field(
+        default_factory=lambda: UNetConfig(width=32, depth=4, up="resize", dropout=0.0)
+    )
+    """The symmetric body, at the coarse resolution."""
+    enlarge: Up = "subpixel"
+    """What doubles the resolution after the body; "transposed" is one more transposed convolution
+    at the very end, which leaves checkerboards."""
+    residual: bool = True
+    """Let the network add to the bicubic enlargement (never with factor 1: that is the answer)."""
+    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    conditional: bool = False
+    """Show the enlarged input to the discriminator as well, as pix2pix does."""
+    adversarial: Adversarial = "least_squares"
+    """The game that the networks play."""
+    adversarial_weight: float = 1.0
+    """Weight of the adversarial term for the generator."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Distance between made and true image."""
+    reconstruction_weight: float = 100.0
+    """Its weight."""
+    reconstruction_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How that weight changes during the training; fade_out shuts it off."""
+    matching_weight: float = 0.0
+    """Weight of feature matching: the batch means of the discriminator's features (Salimans et al.
+    2016)."""
+    similarity_weight: float = 0.0
+    """Weight of learned similarity: its features image by image (Larsen et al. 2016)."""
+    feature_layers: tuple[int, ...] = ()
+    """Layers of the discriminator whose features these two compare; all if not given."""
+    discriminator_factor: float = 0.5
+    """Factor of the discriminator's loss."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How a task is trained."""
 
@@ -391,6 +512,12 @@ class ApplyConfig:
     (pre-collection, collection 1, collection 2) whose clouds and their shadows are missing."""
     classes: tuple[int, ...] = ()
     """Values of the mask that mean missing, in place of read_as."""
+    fill: Path | None = None
+    """Models that part clouds from ground: a run that fills holes, for the pixels whose cloud is
+    too thick to see through. A third file, <stem>-origin.tif, then says of each pixel where it
+    comes from: 0 the scene, 1 seen through cloud, 2 invented."""
+    opaque: float = 0.75
+    """Alpha above which fill is asked."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"

@@ -8,6 +8,7 @@ made an image of every true one. Such pairs are alike beyond what their distribu
 to be left out where a distance shall not reward mere copies: that is what ``paired`` is for.
 """
 
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -158,11 +159,40 @@ def bootstrap_interval(
             "give one number for each tile, as many of both, and at least 1 resample"
         )
     x = (x - y)[~np.isnan(x - y)]
-    if len(x) == 0:
+    return resampled_interval(
+        lambda chosen: x[chosen].mean(), len(x), level=level, resamples=resamples, seed=seed
+    )
+
+
+def resampled_interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    tiles: int,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of any number that a set of tiles has, such as a texture distance.
+
+    Args:
+        statistic: the number for tiles ``(n,)`` drawn with replacement, given by their places.
+        tiles: how many there are.
+        level: probability with which the interval covers the number.
+        resamples: how often the tiles are drawn.
+        seed: same seed, same interval.
+
+    Returns:
+        Lower and upper end; NaN without any tile.
+
+    Raises:
+        InputError: an impossible level.
+    """
+    _check_level(level)
+    if tiles == 0:
         return float("nan"), float("nan")
     dice = np.random.default_rng(derived_seed(seed, "bootstrap"))
-    means = [x[dice.integers(len(x), size=len(x))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    found = [statistic(dice.integers(tiles, size=tiles)) for _ in range(resamples)]
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -7,34 +7,53 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ganlab import metrics
-from ganlab.baselines import ClassMedian, harmonic_fill, mean_fill, nearest_fill
+from ganlab.baselines import (
+    BandFit,
+    ClassMedian,
+    harmonic_fill,
+    haze_removal,
+    mean_fill,
+    nearest_fill,
+)
 from ganlab.config import EvaluateConfig, TrainingConfig, from_dict
 from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.store import TileStore, rgb_bands
-from ganlab.distributions import bootstrap_interval, kernel_distance, kernel_distance_interval
+from ganlab.distributions import (
+    bootstrap_interval,
+    kernel_distance,
+    kernel_distance_interval,
+    resampled_interval,
+)
 from ganlab.errors import InputError
 from ganlab.networks.features import load_features
-from ganlab.tasks.base import Field, Task
+from ganlab.resolution import area, enlarge
+from ganlab.tasks.base import Field, Task, Tensors, fitted
 from ganlab.training.records import replace_text
 from ganlab.training.runs import load_task, read_config, run_directory
 
 DATA_RANGE = 2.0
 TRUTH = "truth"
+RESAMPLES = 500
 FIT_TILES = 512
 """At most so many training tiles are read to fit a baseline."""
 
-Predict = Callable[[Batch], dict[str, Tensor]]
-"""From a batch to what each method makes of it, ``(B, C, H, W)``; the model stands first."""
+Predict = Callable[[Batch], dict[str, Tensors]]
+"""From a batch to the outputs of each method, ``(B, C, H, W)``; the model stands first."""
+Simple = Callable[[Batch], Tensors]
+"""The same for the first output alone: ``{method: (B, C, H, W)}``."""
 Progress = Callable[[int, int], None]
+Places = npt.NDArray[np.int64]
 Rows = dict[str, dict[str, float]]
 Features = Callable[[Tensor, Tensor], Tensor]
 """From images and valid masks to feature vectors ``(B, d)``."""
@@ -45,16 +64,18 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
 
     Images get L1, PSNR (dB), SSIM and the spectral angle (rad) as means over tiles, and the two
     texture distances of :mod:`ganlab.metrics` between all made and all true tiles together (0 = as
-    rich as the truth), with the kernel distance (KID, times 1000) of a feature network. Where
-    holes were filled, L1 and its like are taken over the hole, over the known pixels and over the
-    whole, texture gradients over the hole, and the seam ratio is added. Labels get the share of
-    right pixels and the mean intersection over union of the classes.
+    rich as the truth), with the kernel distance (KID, times 1000) of a feature network. L1 and its
+    like are taken over the parts that the task names, too: the hole, thin cloud. Where holes were
+    filled, texture gradients are those of the hole, and the seam ratio is added; alpha has its
+    L1; finer pixels have their consistency with the input (L1 after averaging) and the energy of
+    checkerboards, as a multiple of the truth's. Labels get the share of right pixels and the mean
+    intersection over union of the classes.
 
     Returns:
         ``{"split", "tiles", "output", "features", "rows": {method: {metric: value}},
         "intervals": {method: {metric: [low, high]}}}``; the intervals are those of 95 % for model
-        minus method, tile by tile, of the first column and of KID: both ends below 0 mean that
-        the model is better.
+        minus method over the tiles, of L1 and PSNR of the first part, of the texture distances and
+        of KID: both ends below 0 mean that the model is better (above, for PSNR).
 
     Raises:
         InputError: the split is empty, the tiles do not fit the run, or the file cannot be written.
@@ -80,9 +101,10 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
 
     baselines = _baselines(task, batches, _some(split.train, FIT_TILES))
 
-    def predict(batch: Batch) -> dict[str, Tensor]:
+    def predict(batch: Batch) -> dict[str, Tensors]:
         out = task.sample(batch, int(batch["sample"][0]))
-        return {"model": out[target.name], **task.stages(batch, out), **baselines(batch)}
+        stages = {name: {target.name: made} for name, made in task.stages(batch, out).items()}
+        return {"model": out, **stages, **baselines(batch)}
 
     # Noise follows from the first tile of a batch, so that alone it is always the same.
     size = 1 if task.noise else config.batch_size
@@ -129,27 +151,87 @@ def _check_sources(store: TileStore, spec: DataSpec) -> None:
 def _baselines(task: Task, batches: Batches, train: Tiles) -> Predict:
     """What any method must beat, chosen by the kinds of input and output."""
     given, target = task.inputs[0], task.outputs[0]
+    learn = partial(_prepared, task, batches, train)
+    simple: Simple
     if target.source.kind == "label":
-        counts = torch.zeros(target.channels, dtype=torch.int64)
-        for batch in _prepared(task, batches, train):
-            known = (target.enter(batch[target.name]) > 0) & (batch["valid"] > 0)
-            counts += known.sum((0, 2, 3)).cpu()
-        shape = F.one_hot(counts.argmax(), target.channels).float().view(1, -1, 1, 1)
-        return lambda batch: {"commonest class": shape.expand(-1, -1, *batch["valid"].shape[-2:])}
-    if given.source.kind == "label":
-        median = ClassMedian(given.source.classes, target.channels)
-        for batch in _prepared(task, batches, train):
-            median.update(batch[given.name], batch[target.name], batch["valid"])
-        return lambda batch: {"class median": median.predict(batch[given.name])}
-    if task.hole is not None:
-        hole = task.hole.name
-        return lambda batch: {
-            name: fill(batch[given.name], batch[hole], batch["valid"])
-            for name, fill in FILLS.items()
+        simple = _commonest(target, learn())
+    elif given.source.kind == "label":
+        simple = _class_median(given, target, learn())
+    elif task.hole is not None:
+        simple = _fills(given, task.hole)
+    elif task.scale > 1:
+        simple = _enlargements(task, learn)
+    elif any(field.source.kind == "alpha" for field in task.outputs):
+        return _hazes(task)
+    elif given.channels == target.channels:
+        simple = partial(_copy_input, given)
+    else:
+        return lambda batch: {}
+    return lambda batch: {name: {target.name: made} for name, made in simple(batch).items()}
+
+
+def _copy_input(given: Field, batch: Batch) -> Tensors:
+    return {"copy the input": batch[given.name]}
+
+
+def _commonest(target: Field, train: Iterable[Batch]) -> Simple:
+    counts = torch.zeros(target.channels, dtype=torch.int64)
+    for batch in train:
+        known = (target.enter(batch[target.name]) > 0) & (batch["valid"] > 0)
+        counts += known.sum((0, 2, 3)).cpu()
+    shape = F.one_hot(counts.argmax(), target.channels).float().view(1, -1, 1, 1)
+    return lambda batch: {"commonest class": shape.expand(-1, -1, *batch["valid"].shape[-2:])}
+
+
+def _class_median(given: Field, target: Field, train: Iterable[Batch]) -> Simple:
+    median = ClassMedian(given.source.classes, target.channels)
+    for batch in train:
+        median.update(batch[given.name], batch[target.name], batch["valid"])
+    return lambda batch: {"class median": median.predict(batch[given.name])}
+
+
+def _fills(given: Field, hole: Field) -> Simple:
+    return lambda batch: {
+        name: fill(batch[given.name], batch[hole.name], batch["valid"])
+        for name, fill in FILLS.items()
+    }
+
+
+def _enlargements(task: Task, train: Callable[[], Iterable[Batch]]) -> Simple:
+    """The usual interpolations; of other bands than the output's, their best linear mixture."""
+    given, target, factor = task.inputs[0], task.outputs[0], task.scale
+    fit: BandFit | None = None
+    if given.channels != target.channels:
+        fit = BandFit(given.channels, target.channels)
+        for batch in train():
+            fit.update(batch[given.name], area(batch[target.name], factor), batch["valid"])
+
+    def enlarged(batch: Batch) -> Tensors:
+        coarse = batch[given.name] if fit is None else fit.predict(batch[given.name])
+        return {mode: enlarge(coarse, factor, mode) for mode in ENLARGEMENTS}
+
+    return enlarged
+
+
+def _hazes(task: Task) -> Predict:
+    given, (target, alpha, *_) = task.inputs[0], task.outputs
+    scaling = given.scaling
+    if scaling is None:
+        return lambda batch: {}
+    bands = rgb_bands(given.source.bands, given.channels)
+
+    def predict(batch: Batch) -> dict[str, Tensors]:
+        cloudy, valid = batch[given.name], batch["valid"]
+        ground, haze = haze_removal(
+            cloudy, valid, dark=scaling.dark, gain=scaling.gain, bands=bands
+        )
+        none = torch.zeros_like(valid)
+        return {
+            "dark channel": {target.name: ground, alpha.name: haze},
+            "copy the input": {target.name: cloudy, alpha.name: none},
         }
-    if given.channels == target.channels and task.scale == 1:
-        return lambda batch: {"copy the input": batch[given.name]}
-    return lambda batch: {}
+
+    return predict
 
 
 def _copy(image: Tensor, hole: Tensor, valid: Tensor) -> Tensor:
@@ -184,67 +266,116 @@ def _features(config: EvaluateConfig, target: Field, device: torch.device) -> Fe
     return features
 
 
+ENLARGEMENTS = ("bicubic", "bilinear", "nearest")
+
+
 class _Images:
     """Collects what the metrics need of every method, tile by tile."""
 
     def __init__(self, task: Task, features: Features | None) -> None:
-        self.target, self.hole, self.features = task.outputs[0], task.hole, features
+        self.task, self.target, self.features = task, task.outputs[0], features
+        self.alpha = next((f.name for f in task.outputs if f.source.kind == "alpha"), None)
         self.values: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        self.textures: dict[str, metrics.Texture] = defaultdict(metrics.Texture)
+        self.tiles: dict[str, list[metrics.Texture]] = defaultdict(list)
+        self.textures: dict[str, list[Tensor]] = {}
         self.seams: dict[str, metrics.Seam] = defaultdict(metrics.Seam)
         self.seen: dict[str, list[Tensor]] = defaultdict(list)
+        self.energies: dict[str, list[Tensor]] = defaultdict(list)
+        self.parts: list[str] = []
 
     def measure(self, predict: Predict, batches: Iterable[Batch]) -> dict[str, Any]:
         """``{"rows": ..., "intervals": ...}`` as :func:`evaluate` gives them."""
+        name = self.target.name
         for batch in batches:
-            valid, true = batch["valid"], batch[self.target.name]
-            hole = None if self.hole is None else batch[self.hole.name]
-            self._collect(TRUTH, true, true, valid, hole)
-            for name, made in predict(batch).items():
-                self._collect(name, made.to(true.device).float(), true, valid, hole)
+            true = batch[name]
+            self._collect(TRUTH, true, batch)
+            for method, made in predict(batch).items():
+                self._collect(method, made[name].to(true.device).float(), batch)
+                if self.alpha is not None:
+                    error = metrics.l1(made[self.alpha], batch[self.alpha], batch["valid"])
+                    self.values[method]["alpha L1"].append(error)
+        for method, tiles in self.tiles.items():
+            sums = zip(*(texture.sums for texture in tiles), strict=True)
+            self.textures[method] = [torch.stack(part).cpu() for part in sums]
         methods = [name for name in self.textures if name != TRUTH]
         rows = {name: self._row(name) for name in methods}
         others = methods[1:]
         return {"rows": rows, "intervals": {other: self._intervals(other) for other in others}}
 
-    def _collect(
-        self, name: str, made: Tensor, true: Tensor, valid: Tensor, hole: Tensor | None
-    ) -> None:
-        self.textures[name].update(made, valid, hole)
+    def _collect(self, name: str, made: Tensor, batch: Batch) -> None:
+        true = batch[self.target.name]
+        valid = fitted(batch["valid"], true)
+        hole = None if self.task.hole is None else batch[self.task.hole.name]
+        for tile in range(len(made)):
+            one = slice(tile, tile + 1)
+            texture = metrics.Texture()
+            texture.update(made[one], valid[one], None if hole is None else hole[one])
+            self.tiles[name].append(texture)
         if self.features is not None:
             self.seen[name].append(self.features(made, valid).cpu())
         if hole is not None:
             self.seams[name].update(made, hole, valid)
+        values, scaling = self.values[name], self.target.scaling
+        if self.task.scale > 1:
+            energy = metrics.checkerboard(made, valid, self.task.scale)
+            self.energies[name].append(energy)
         if name == TRUTH:
             return
-        parts = {"": None} if hole is None else {"hole ": hole, "valid ": 1 - hole, "": None}
-        values, scaling = self.values[name], self.target.scaling
+        parts = self.task.parts(batch)
+        self.parts = list(parts)
         for part, mask in parts.items():
-            values[f"{part}L1"].append(metrics.l1(made, true, valid, mask))
+            prefix = f"{part} " if part else ""
+            values[f"{prefix}L1"].append(metrics.l1(made, true, valid, mask))
             for kind, metric in (("PSNR", metrics.psnr), ("SSIM", metrics.ssim)):
                 found = metric(made, true, valid, mask, data_range=DATA_RANGE)
-                values[f"{part}{kind}"].append(found)
+                values[f"{prefix}{kind}"].append(found)
             if made.shape[1] > 1 and scaling is not None:
                 angle = metrics.spectral_angle(
                     made, true, valid, mask, dark=scaling.dark, gain=scaling.gain
                 )
-                values[f"{part}SAM"].append(angle)
+                values[f"{prefix}SAM"].append(angle)
+        given = self.task.inputs[0]
+        if self.task.scale > 1 and given.channels == self.target.channels:
+            found = metrics.consistency(made, batch[given.name], valid, self.task.scale)
+            values["consistency"].append(found)
 
     def _row(self, name: str) -> dict[str, float]:
         row = {metric: float(torch.cat(v).nanmean()) for metric, v in self.values[name].items()}
-        distances = self.textures[name].distance(self.textures[TRUTH])
-        row |= {f"{kind} d.": float(d) for kind, d in distances.items()}
+        everything = np.arange(len(self.tiles[name]))
+        row |= {f"{kind} d.": d for kind, d in self._texture(name, everything).items()}
+        if name in self.energies:
+            made, true = (torch.cat(self.energies[n]).nanmean() for n in (name, TRUTH))
+            row["checkerboard"] = float(made / true)
         if name in self.seams:
             row["seam"] = float(self.seams[name].ratio())
         if name in self.seen:
-            made, true = (torch.cat(self.seen[n]).double().numpy() for n in (name, TRUTH))
-            row["KID"] = 1000 * kernel_distance(made, true, paired=True)
+            both = (torch.cat(self.seen[n]).double().numpy() for n in (name, TRUTH))
+            row["KID"] = 1000 * kernel_distance(*both, paired=True)
         return row
 
+    def _texture(self, name: str, tiles: Places) -> dict[str, float]:
+        """The texture distances of some tiles from the truth, each as often as it is named."""
+        both = []
+        for method in (name, TRUTH):
+            texture = metrics.Texture()
+            texture.sums = [sums[tiles].sum(0) for sums in self.textures[method]]
+            both.append(texture)
+        return {kind: float(d) for kind, d in both[0].distance(both[1]).items()}
+
     def _intervals(self, other: str) -> dict[str, list[float]]:
-        metric = next(iter(self.values["model"]))
-        model, theirs = (torch.cat(self.values[n][metric]).cpu().numpy() for n in ("model", other))
-        found = {metric: list(bootstrap_interval(model, other=theirs))}
+        part = self.parts[0]
+        found = {}
+        for metric in (f"{part} L1".strip(), f"{part} PSNR".strip()):
+            model, theirs = (torch.cat(self.values[n][metric]).cpu() for n in ("model", other))
+            if not (model.isinf() | theirs.isinf()).any():  # as the PSNR of equal images is
+                found[metric] = list(bootstrap_interval(model.numpy(), other=theirs.numpy()))
+        for kind in ("spectrum", "gradient"):
+
+            def gain(tiles: Places, kind: str = kind) -> float:
+                return self._texture("model", tiles)[kind] - self._texture(other, tiles)[kind]
+
+            count = len(self.tiles[other])
+            found[f"{kind} d."] = list(resampled_interval(gain, count, resamples=RESAMPLES))
         if self.seen:
             sets = (torch.cat(self.seen[n]).double().numpy() for n in ("model", other, TRUTH))
             low, high = kernel_distance_interval(*sets)
@@ -258,8 +389,8 @@ def _labels(predict: Predict, target: Field, batches: Iterable[Batch]) -> Rows:
     for batch in batches:
         true = target.enter(batch[target.name])
         known = (true.amax(1) > 0) & (batch["valid"][:, 0] > 0)
-        for name, made in predict(batch).items():
-            pairs = true.argmax(1) * n + made.argmax(1).to(true.device)
+        for name, outputs in predict(batch).items():
+            pairs = true.argmax(1) * n + outputs[target.name].argmax(1).to(true.device)
             confusion[name] += pairs[known].bincount(minlength=n * n).cpu()
     rows = {}
     for name, counts in confusion.items():

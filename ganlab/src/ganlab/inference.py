@@ -53,6 +53,9 @@ STRIP = 512
 """Rows of a mask that are checked at a time."""
 COLOURS = ("red", "green", "blue")
 
+ORIGIN = Source("origin", "label", "uint8", ("origin",), classes=(0, 1, 2))
+"""Where a pixel comes from: 0 the scene as it was, 1 seen through cloud, 2 invented."""
+
 Progress = Callable[[int, int], None]
 Holes = Callable[[Window, Bools], Bools]
 """Where a window of a scene is to be filled, given where it was measured: ``(h, w)``."""
@@ -107,6 +110,9 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
 
     ``progress`` is called with (windows done, windows in all).
 
+    With ``config.fill`` two models work one after the other: the first parts clouds from the
+    ground, the second invents what lies under opaque cloud.
+
     Returns:
         The written files: ``config.to`` for the first output, ``<stem>-<name>`` for others.
 
@@ -120,9 +126,9 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
             raise InputError("--batch-statistics: this model has no batch norm; leave it out")
         for layer in layers:
             layer.train()
-    scene = _open_input(config, task.inputs[0].source)
-    holes = _open_holes(config, scene, task)
-    trained = task.spec.pixel_size
+    scene = _open_input(config.scene, config, task.inputs[0].source)
+    holes, filler = _open_holes(config, scene, task), _load_filler(config, task)
+    trained = task.pixel_size
     here = abs(scene.grid.transform.determinant) ** 0.5
     if trained and scene.grid.crs is not None and not 0.8 < here / trained < 1.25:
         warnings.warn(
@@ -130,22 +136,12 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
             "of the CRS): warp the scene to that size, or train on tiles of this one",
             stacklevel=2,
         )
-    grid, to = scene.grid.scaled(task.scale), config.to
-    others = (to.with_name(f"{to.stem}-{field.name}{to.suffix}") for field in task.outputs[1:])
+    to, names = config.to, [field.name for field in task.outputs[1:]]
+    names += [ORIGIN.name] if filler else []
+    others = (to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)
     targets = [to, *others]
     for path in targets:
         _check_target(path, [*config.scene.split(","), config.mask], config.overwrite)
-    blocks = generate_scene(
-        task,
-        scene,
-        holes=holes,
-        window=config.window,
-        overlap=config.overlap,
-        batch_size=1 if config.batch_statistics else config.batch_size,
-        precision=config.precision,
-        seed=config.seed,
-        progress=progress,
-    )
     folder = to.with_name(f".{to.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)  # a killed process may have left it
     environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True)
@@ -153,14 +149,9 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
         folder.mkdir(parents=True)
         with environment, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
-            sources = [field.source for field in task.outputs]
-            if holes:  # pixels of the scene come back as they are, and what they mean
-                sources[0] = replace(sources[0], dtype=scene.dtype, nodata=scene.nodata)
-            outputs = [_Output(folder, source, grid) for source in sources]
-            for block, valid, stored in blocks:
-                made = stored[sources[1].name][0] > 0 if holes else valid
-                for output in outputs:
-                    output.write(block, valid, made, stored[output.source.name])
+            outputs = _write(folder, config, task, scene, holes, progress)
+            if filler is not None:
+                outputs = _fill(folder, config, filler, scene, outputs, progress)
             finished = [output.finish() for output in outputs]
         for path, target in zip(finished, targets, strict=True):
             os.replace(path, target)
@@ -172,6 +163,84 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return targets
+
+
+def _write(
+    folder: Path,
+    config: ApplyConfig,
+    task: Task,
+    scene: Scene,
+    holes: Holes | None,
+    progress: Progress | None,
+) -> list["_Output"]:
+    """All outputs of a task as plain GeoTIFFs in a folder."""
+    blocks = generate_scene(
+        task,
+        scene,
+        holes=holes,
+        window=config.window,
+        overlap=config.overlap,
+        batch_size=1 if config.batch_statistics else config.batch_size,
+        precision=config.precision,
+        seed=config.seed,
+        progress=progress,
+    )
+    sources = [field.source for field in task.outputs]
+    if task.keeps:  # pixels of the scene come back as they are, and what they mean
+        sources[0] = replace(sources[0], dtype=scene.dtype, nodata=scene.nodata)
+    outputs = [_Output(folder, source, scene.grid.scaled(task.scale)) for source in sources]
+    for block, valid, stored in blocks:
+        made = stored[sources[1].name][0] > 0 if task.hole else valid
+        for output in outputs:
+            output.write(block, valid, made, stored[output.source.name])
+    for output in outputs:
+        output.file.close()
+    return outputs
+
+
+def _load_filler(config: ApplyConfig, task: Task) -> Task | None:
+    """The model that fills what another one cannot see through."""
+    if config.fill is None:
+        return None
+    if task.outputs[-1].source.kind != "alpha":
+        raise InputError(f"--fill {config.fill}: this model finds no clouds; leave it out")
+    if not 0 < config.opaque <= 1:
+        raise InputError(f"--opaque {config.opaque}: expected alpha above 0, at most 1")
+    filler = load_task(config.fill, average=config.average, device=config.device)
+    if filler.hole is None:
+        raise InputError(f"--fill {config.fill}: this model fills no holes; give one that does")
+    return filler
+
+
+def _fill(
+    folder: Path,
+    config: ApplyConfig,
+    filler: Task,
+    scene: Scene,
+    layers: list["_Output"],
+    progress: Progress | None,
+) -> list["_Output"]:
+    """Invent the ground under opaque cloud: filled ground, alpha, and where each pixel is from."""
+    ground, alpha = layers
+    chosen = replace(config, bands=())  # the ground has only the bands that were asked for
+    seen = _open_input(str(ground.plain), chosen, filler.inputs[0].source)
+    clouded = open_scene(str(alpha.plain), ungeoreferenced=config.ungeoreferenced)
+
+    def opaque(window: Window, valid: Bools) -> Bools:
+        alpha, _ = clouded.read(window)
+        return np.asarray(alpha[0] > config.opaque) & valid
+
+    (folder / "filled").mkdir()
+    filled, invented = _write(folder / "filled", config, filler, seen, opaque, progress)
+    origin = _Output(folder, ORIGIN, scene.grid)
+    with rasterio.open(filled.plain) as made, rasterio.open(invented.plain) as new:
+        for _, block in made.block_windows(1):
+            was, valid = scene.read(block)
+            changed = (made.read(window=block) != was).any(0)
+            stored = np.where(new.read(1, window=block) > 0, 2, changed).astype(np.uint8)
+            origin.write(block, valid, valid, stored[None])
+    origin.file.close()
+    return [filled, alpha, origin]
 
 
 def generate_scene(
@@ -353,7 +422,6 @@ class _Output:
 
     def finish(self) -> Path:
         """The cloud-optimized copy, read again: GDAL does not always say that a disk is full."""
-        self.file.close()
         options = {"compress": "deflate", "bigtiff": "if_safer"}
         method = "nearest" if self.source.kind == "label" else "average"
         try:
@@ -373,22 +441,22 @@ def _sum_of_bytes(stored: Array) -> int:
     return int(np.ascontiguousarray(stored).view(np.uint8).sum(dtype=np.uint64))
 
 
-def _open_input(config: ApplyConfig, source: Source) -> Scene:
+def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
     """The scene that a model starts from, checked against what it was trained on."""
-    vector, labels = config.scene.lower().endswith(VECTORS), source.kind == "label"
+    vector, labels = file.lower().endswith(VECTORS), source.kind == "label"
     expected = f"{len(source.bands)} bands {list(source.bands)} of {source.dtype}"
     if vector and not labels:
-        raise InputError(f"{config.scene} is a vector file; this model starts from {expected}")
+        raise InputError(f"{file} is a vector file; this model starts from {expected}")
     if vector and config.like is None:
-        raise InputError(f"{config.scene} is a vector file; its grid must be given: --like RASTER")
+        raise InputError(f"{file} is a vector file; its grid must be given: --like RASTER")
     if not vector and (config.like or config.attribute):
-        raise InputError(f"{config.scene} is a raster; --like and --attribute are for vectors")
+        raise InputError(f"{file} is a raster; --like and --attribute are for vectors")
     if labels:
         if config.bands:
             raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
-        like = open_scene(config.like or config.scene, ungeoreferenced=config.ungeoreferenced)
-        return open_labels(config.scene, like.grid, config.attribute, config.ungeoreferenced)
-    scene = open_scene(config.scene, config.bands, source.nodata, config.ungeoreferenced)
+        like = open_scene(config.like or file, ungeoreferenced=config.ungeoreferenced)
+        return open_labels(file, like.grid, config.attribute, config.ungeoreferenced)
+    scene = open_scene(file, config.bands, source.nodata, config.ungeoreferenced)
     unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
     shuffled = set(scene.bands) == set(source.bands) and scene.bands != source.bands
     if len(scene.bands) != len(source.bands) or unlike or shuffled:

@@ -62,9 +62,9 @@ def tile(
 ) -> TileStore:
     """Cut scenes into a tile store.
 
-    The sources are ``"image"``, ``"label"`` if there are labels, and those of ``more``. Scaling
-    takes the mean over the valid area of images and the majority of labels; a pixel stays valid
-    when half of its area is.
+    The sources are ``"image"``, ``"label"`` and ``"fine"`` if they are given, and those of
+    ``more``. Scaling takes the mean over the valid area of images and the majority of labels; a
+    pixel stays valid when half of its area is.
 
     Args:
         config: what to tile and how.
@@ -81,7 +81,8 @@ def tile(
     to = Path(config.to)
     if to.exists():
         raise InputError(f"{to} exists already: delete it or give another folder")
-    scenes, sources = _open(config, more or {})
+    fine: More = {"fine": (config.fine, "image")} if config.fine else {}
+    scenes, sources = _open(config, {**fine, **(more or {})})
     partial = to.with_name(f".{to.name}.partial")
     jobs = _plan(config, scenes, sources, partial)
     try:
@@ -298,7 +299,7 @@ def _finish(
             (folder / source.shard(old)).rename(folder / source.shard(new))
     seen = {s.name: set().union(*(result.classes[s.name] for result in results)) for s in sources}
     final = [s if s.classes else replace(s, classes=tuple(sorted(seen[s.name]))) for s in sources]
-    left_out = ("images", "labels", "to", "groups", "workers")
+    left_out = ("images", "labels", "fine", "to", "groups", "workers")
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": config.size}
     head["sources"] = [source.to_dict() for source in final]
     head["scenes"] = [to_dict(scene) for scene, _ in scenes]

@@ -21,6 +21,9 @@ def l2(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
     return _mean(_difference(made, true, valid).square(), valid)
 
 
+DISTANCES = {"l1": l1, "l2": l2}
+
+
 def total_variation(image: Tensor, mask: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels: ``(B,)``, 0 where no pair counts.
 

@@ -1,7 +1,7 @@
 """What the Trainer, the inference and the evaluation ask of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,6 +58,8 @@ class Field:
             return self.scaling.decode(value, self.source.dtype)
         if self.source.kind == "mask":
             return (value > 0.5).cpu().numpy().astype(self.source.dtype)
+        if self.source.kind == "alpha":
+            return value.detach().clamp(0, 1).cpu().numpy().astype(self.source.dtype)
         classes: npt.NDArray[Any] = np.asarray(self.source.classes, self.source.dtype)
         return np.take(classes, value.argmax(1, keepdim=True).cpu().numpy())
 
@@ -74,6 +76,8 @@ class Task(nn.Module, ABC):
         inputs: what ``generate`` needs.
         outputs: what ``generate`` makes.
         scale: output pixels along one input pixel.
+        keeps: pixels of the first input that need no work come back as they are, so the first
+            output has the data type and the nodata value of the scene.
         stride: total stride of the generator; windows start at its multiples.
         generator: the network that is applied.
         discriminator: its opponent, or None. Its forward takes (condition, image) and gives
@@ -87,6 +91,7 @@ class Task(nn.Module, ABC):
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     scale: int = 1
+    keeps: bool = False
     stride: int = 1
     generator: nn.Module
     discriminator: nn.Module | None
@@ -102,9 +107,24 @@ class Task(nn.Module, ABC):
         """The input that says which pixels are missing (1), of tasks that fill them."""
         return next((field for field in self.inputs if field.source.kind == "mask"), None)
 
+    @property
+    def pixel_size(self) -> float | None:
+        """Ground size of an input pixel in training, in units of the CRS; None if not known."""
+        return self.spec.pixel_size
+
     def prepare(self, batch: Batch) -> Batch:
-        """Make on the device what only training has: holes, clouds, a lower resolution."""
+        """Make on the device what only training has: holes, clouds, a lower resolution.
+
+        Afterwards ``valid`` has the size of the inputs.
+        """
         return batch
+
+    def parts(self, batch: Batch) -> dict[str, Tensor | None]:
+        """Parts of tiles to be measured by themselves: names and masks ``(B, 1, H, W)``.
+
+        The one that matters most stands first; no name and None are all of a tile.
+        """
+        return {"": None}
 
     @abstractmethod
     def generate(self, batch: Batch) -> Tensors:
@@ -195,8 +215,48 @@ def field(spec: DataSpec, name: str) -> Field:
     return Field(spec.sources[name], spec.scalings.get(name))
 
 
+def image_field(spec: DataSpec, name: str, reserved: Collection[str]) -> tuple[Field, Scaling]:
+    """The field of an image source on the tiles' own grid, and its scaling.
+
+    Raises:
+        InputError: it is no image, finer than the tiles' grid, or has a name that the task needs.
+    """
+    found = field(spec, name)
+    if found.scaling is None:
+        raise InputError(f"{name!r} is a label source; this task is for images")
+    if found.source.factor > 1:
+        n = found.source.factor
+        raise InputError(f"{name!r} has {n} x {n} pixels for each of the tile; tile it by itself")
+    if name in reserved:
+        raise InputError(f"{name!r} is a name of the task's own; tile it under another")
+    return found, found.scaling
+
+
+def read_layer(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """A raster of one band, whole: values and valid pixels, both ``(h, w)``.
+
+    Raises:
+        InputError: it cannot be read, or has several bands.
+    """
+    # Training from a tile store needs no rasterio.
+    from rasterio.windows import Window
+
+    from ganlab.data.scenes import open_scene
+
+    scene = open_scene(path, ungeoreferenced=True)
+    if len(scene.bands) != 1:
+        raise InputError(f"{path} has {len(scene.bands)} bands, expected one")
+    stored, valid = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
+    return stored[0], valid
+
+
+def fitted(valid: Tensor, image: Tensor) -> Tensor:
+    """``valid`` ``(B, 1, h, w)`` brought to the size of ``image``, whose pixels nest in its own."""
+    if valid.shape[-2:] == image.shape[-2:]:
+        return valid
+    return F.interpolate(valid, image.shape[-2:])
+
+
 def measured(image: Tensor, valid: Tensor) -> Tensor:
     """``image`` with zeros where nothing was measured; ``valid`` is brought to its size."""
-    if valid.shape[-2:] != image.shape[-2:]:
-        valid = F.interpolate(valid, image.shape[-2:])
-    return image * valid
+    return image * fitted(valid, image)

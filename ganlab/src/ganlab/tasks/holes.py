@@ -19,7 +19,17 @@ from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import FixedBalance
 from ganlab.networks.features import load_features
 from ganlab.networks.patchgan import GlobalLocal
-from ganlab.tasks.base import NOISE, Arrays, Field, Task, Tensors, field, measured
+from ganlab.tasks.base import (
+    NOISE,
+    Arrays,
+    Field,
+    Task,
+    Tensors,
+    field,
+    image_field,
+    measured,
+    read_layer,
+)
 
 HOLE = Field(Source("hole", "mask", "uint8", ("hole",)), None)
 INVENTED = Field(Source("invented", "mask", "uint8", ("invented",)), None)
@@ -34,19 +44,11 @@ class HoleTask(Task):
     """
 
     config: InpaintingConfig
+    keeps = True
 
     def __init__(self, config: InpaintingConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.image = field(spec, config.image)
-        if self.image.scaling is None:
-            raise InputError(f"{config.image!r} is a label source; holes are filled in images")
-        if self.image.source.factor > 1:
-            n = self.image.source.factor
-            raise InputError(
-                f"{config.image!r} has {n} x {n} pixels for each of the tile; tile it by itself"
-            )
-        if config.image in RESERVED:
-            raise InputError(f"{config.image!r} is a name of the task's own; tile it under another")
+        self.image, _ = image_field(spec, config.image, RESERVED)
         if "footprint" in config.holes.kinds:
             self._check_footprints(field(spec, config.holes.footprints).source)
         self.inputs, self.outputs = (self.image, HOLE), (self.image, INVENTED)
@@ -98,6 +100,10 @@ class HoleTask(Task):
             return torch.where(known > 0, image, config.fill_value)
         fill = baselines.mean_fill if config.fill == "mean" else baselines.smooth_fill
         return fill(image, 1 - known, everywhere)
+
+    def parts(self, batch: Batch) -> dict[str, Tensor | None]:
+        hole = batch[HOLE.name]
+        return {"hole": hole, "valid": 1 - hole, "": None}
 
     def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         name, valid = self.image.name, batch["valid"]
@@ -172,17 +178,9 @@ class HoleTask(Task):
             )
 
     def _read_mask(self, path: str) -> Tensor:
-        # Training from a tile store needs no rasterio.
-        from rasterio.windows import Window
-
-        from ganlab.data.scenes import open_scene
-
-        scene, holes = open_scene(path, ungeoreferenced=True), self.config.holes
-        if len(scene.bands) != 1:
-            raise InputError(f"{path} has {len(scene.bands)} bands; a mask has one")
-        stored, valid = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
+        holes, (stored, valid) = self.config.holes, read_layer(path)
         try:
-            missing = clouds.missing(np.where(valid, stored[0], 0), holes.read_as, holes.classes)
+            missing = clouds.missing(np.where(valid, stored, 0), holes.read_as, holes.classes)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return torch.from_numpy(missing & valid)

@@ -11,8 +11,6 @@ from ganlab.networks.patchgan import PatchGAN
 from ganlab.networks.unet import UNet
 from ganlab.tasks.base import Task, Tensors, field, measured
 
-DISTANCES = {"l1": reconstruction.l1, "l2": reconstruction.l2}
-
 
 class Pix2Pix(Task):
     """A U-Net makes the target from the source; a PatchGAN judges (source, target) pairs."""
@@ -46,7 +44,7 @@ class Pix2Pix(Task):
         target = self.outputs[0]
         name: str = self.config.reconstruction
         made, true = out[target.name], target.enter(batch[target.name])
-        terms = {name: DISTANCES[name](made, true, batch["valid"]).mean()}
+        terms = {name: reconstruction.DISTANCES[name](made, true, batch["valid"]).mean()}
         if verdict is not None:
             terms["adversarial"] = verdict.generator_term(self._game)
         return terms

@@ -118,12 +118,14 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def picture(field: Field, value: Tensor) -> npt.NDArray[np.uint8]:
     """Network channels ``(B, channels, H, W)`` as pictures ``(B, H, W, 3)``.
 
-    Labels get the colours of ``PALETTE``; images show red, green and blue where the bands have
-    such names, otherwise their first three bands (or the first one as grey).
+    Labels get the colours of ``PALETTE``, alpha is grey from 0 to 1; images show red, green and
+    blue where the bands have such names, otherwise their first three bands (or the first as grey).
     """
     if field.source.kind == "label":
         colours = np.asarray(PALETTE, np.uint8)
         return np.asarray(colours[value.argmax(1).cpu().numpy() % len(PALETTE)], np.uint8)
+    if field.source.kind == "alpha":
+        value = 2 * value - 1
     order = rgb_bands(field.source.bands, len(field.source.bands))
     bytes_ = ((value[:, order].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
     return np.asarray(bytes_.permute(0, 2, 3, 1).numpy(), np.uint8)

@@ -10,6 +10,7 @@
 
 import json
 import os
+import warnings
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,12 @@ def _fit(
             f"processes is {config.processes}, but {processes.num_processes} run; start them with "
             f"torchrun --nproc_per_node {config.processes} or accelerate launch"
         )
+    if task.batch_coupled and config.processes > 1:
+        warnings.warn(
+            "a loss of this task couples the samples of a batch; each of the "
+            f"{config.processes} processes sees only its own share of it",
+            stacklevel=2,
+        )
     device = processes.device if config.processes > 1 else _device(config.device)
     resident, split = config.resident, store.split(config.split)
     if resident is None:
@@ -255,7 +262,11 @@ def _sample(
     task.generator = trained
     truth = [(f, f.enter(batch[f.name])) for f in task.outputs if f.name in batch]
     made = [(f, out[f.name]) for f, _ in truth]
-    columns = [picture(*column) for column in (*task.shown(batch), *made, *truth)]
+    given = task.shown(batch)
+    # Pictures of one size: a coarse pixel becomes a square of fine ones.
+    size = max(value.shape[-1] for _, value in (*given, *truth))
+    columns = [picture(*column) for column in (*given, *made, *truth)]
+    columns = [c.repeat(size // c.shape[1], 1).repeat(size // c.shape[2], 2) for c in columns]
     records.samples(step, panel([list(row) for row in zip(*columns, strict=True)]))
 
 
