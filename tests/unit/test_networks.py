@@ -20,7 +20,7 @@ from ganlab.networks.blocks import (
     normalization,
     upsampling,
 )
-from ganlab.networks.patchgan import PatchGAN, receptive_field
+from ganlab.networks.patchgan import PatchGAN
 from ganlab.networks.unet import UNet
 
 NORMS = ["batch", "instance", "channel", "none"]
@@ -346,32 +346,6 @@ def test_canonical_patchgan():
     assert shapes == [(64, 128, 128), (128, 64, 64), (256, 32, 32), (512, 31, 31)]
     for feature in features:  # activations, so mostly shrunk where negative
         assert feature.min() > -0.25 * feature.max()
-
-
-@pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70), (4, 142)])
-def test_receptive_field_is_where_the_gradient_lives(layers, field):
-    network = PatchGAN(2, width=2, layers=layers, norm="channel")
-    for p in network.parameters():
-        p.data = p.data.abs() + 0.1  # nothing may cancel
-    network.double()
-    image = torch.rand(1, 2, 2 * field + 2, 2 * field + 2, dtype=torch.float64, requires_grad=True)
-    [(logits, _)] = network(None, image)
-    middle = logits.shape[-1] // 2
-    logits[0, 0, middle, middle].backward()
-    touched = image.grad[0].abs().sum(0).nonzero()
-    extent = touched.max(0).values - touched.min(0).values + 1
-    assert extent.tolist() == [field, field]
-    assert receptive_field(network) == field
-
-
-def test_receptive_field_knows_dilation_and_refuses_the_rest():
-    assert receptive_field(nn.Sequential(nn.Conv2d(1, 1, 3, dilation=2), nn.Conv2d(1, 1, 3))) == 7
-    with pytest.raises(InputError, match="transposed"):
-        receptive_field(nn.ConvTranspose2d(1, 1, 4))
-    with pytest.raises(InputError, match="square"):
-        receptive_field(nn.Conv2d(1, 1, (3, 5)))
-    with pytest.raises(InputError, match="none"):
-        receptive_field(nn.ReLU())
 
 
 def test_patchgan_sees_condition_and_image():

@@ -1,6 +1,7 @@
 """Discriminators that judge overlapping patches (Isola et al. 2017), everywhere and at holes."""
 
-from typing import Literal
+import re
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from ganlab.errors import InputError
 from ganlab.networks.attention import SelfAttention
 from ganlab.networks.blocks import Norm, initialize, normalization
+
+FIELDS = {9 * 2**layers - 2: layers for layers in range(1, 6)}
+"""Receptive fields that have a name, 16 to 286 pixels, and the layers with stride 2 they take."""
 
 
 class PatchGAN(nn.Module):
@@ -63,6 +67,63 @@ class PatchGAN(nn.Module):
         if attention:
             attended = SelfAttention(2 * width, twice=True)
             self.layers[1] = nn.Sequential(self.layers[1], attended)
+
+    @classmethod
+    def seeing(cls, field: int, in_channels: int, **rest: Any) -> Self:
+        """A PatchGAN whose every logit judges a patch of ``field`` x ``field`` pixels.
+
+        Args:
+            field: 16, 34, 70, 142 or 286.
+            in_channels: channels of condition and image together.
+            rest: further arguments, without ``layers``.
+
+        Raises:
+            InputError: another field.
+        """
+        if field not in FIELDS:
+            raise InputError(
+                f"no PatchGAN sees {field} pixels; choose {', '.join(map(str, FIELDS))} "
+                "(9 * 2**layers - 2)"
+            )
+        return cls(in_channels, layers=FIELDS[field], **rest)
+
+    @classmethod
+    def from_shorthand(cls, shorthand: str, in_channels: int, **rest: Any) -> Self:
+        """A PatchGAN in the notation of Isola et al. (2017), section 6.1.2.
+
+        Args:
+            shorthand: such as ``"C64-C128-C256-C512"``, the channels of every layer but that of
+                the logit. All have stride 2 but the last.
+            in_channels: channels of condition and image together.
+            rest: further arguments, without ``layers`` and ``width``.
+
+        Raises:
+            InputError: not in this notation, or other channels than a PatchGAN has.
+        """
+        parts = re.sub(r"\s", "", shorthand).split("-")
+        if len(parts) < 2 or not all(re.fullmatch("C0*[1-9][0-9]*", part) for part in parts):
+            raise InputError(
+                f"{shorthand!r} is no PatchGAN; expected two or more layers in the form "
+                "C64-C128-C256-C512"
+            )
+        found = [int(part[1:]) for part in parts]
+        width, layers = found[0], len(found) - 1
+        possible = [width * min(2**layer, 8) for layer in range(layers + 1)]
+        if found != possible:
+            raise InputError(
+                f"{shorthand!r} has layers of {', '.join(map(str, found))} channels; a PatchGAN "
+                f"doubles them up to eight times: {'-'.join(f'C{c}' for c in possible)}"
+            )
+        return cls(in_channels, width=width, layers=layers, **rest)
+
+    @property
+    def shorthand(self) -> str:
+        """The layers in the notation that ``from_shorthand`` reads."""
+        convolutions = [
+            next(part for part in layer.modules() if isinstance(part, nn.Conv2d))
+            for layer in self.layers
+        ]
+        return "-".join(f"C{convolution.out_channels}" for convolution in convolutions)
 
     def forward(self, condition: Tensor | None, image: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """Judge an image, given what it was made from.
@@ -181,34 +242,3 @@ def around(hole: Tensor, *images: Tensor) -> list[Tensor]:
             shape[axis] = side
             cuts[number] = cut.gather(axis, index.expand(shape))
     return cuts
-
-
-def receptive_field(network: nn.Module) -> int:
-    """Width of the input patch that one output pixel of a stack of convolutions sees.
-
-    The recurrence, from the first layer on: the field grows by ``dilation * (kernel - 1)`` times
-    the product of all strides before (Araujo et al. 2019, eq. 2).
-
-    Args:
-        network: its ``Conv2d`` layers, in the order in which they are registered, are the stack.
-
-    Raises:
-        InputError: no convolution, a transposed or a non-square one; self-attention, which sees
-            everything.
-    """
-    field, jump = 1, 1
-    for layer in network.modules():
-        if isinstance(layer, SelfAttention):
-            raise InputError("receptive_field wants convolutions only, found self-attention")
-        if isinstance(layer, nn.ConvTranspose2d):
-            raise InputError("receptive_field wants convolutions only, found a transposed one")
-        if isinstance(layer, nn.Conv2d):
-            shape = {*zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)}
-            if len(shape) > 1:
-                raise InputError(f"receptive_field wants square convolutions, found {layer}")
-            kernel, stride, dilation = shape.pop()
-            field += dilation * (kernel - 1) * jump
-            jump *= stride
-    if field == 1 and jump == 1:
-        raise InputError("receptive_field wants a stack of convolutions, found none")
-    return field
