@@ -158,7 +158,9 @@ def haze_removal(
     dark: Sequence[float] | Tensor,
     gain: Sequence[float] | Tensor,
     bands: Sequence[int],
-    patch: int = 15,
+    patch: int = 7,
+    clear: float | None = 0.05,
+    air: float | Sequence[float] | Tensor = -math.inf,
     strength: float = 0.95,
     least: float = 0.1,
     radius: int = 30,
@@ -171,8 +173,13 @@ def haze_removal(
     mean over the 0.1 % of the pixels with the brightest dark channel; opacity is refined by the
     guided filter (He et al. 2013) with the image as guide, not by matting.
 
-    It knows no scene without haze: the brightest patch is always taken for it, and loses nearly all
-    that tells it from black.
+    Fields and deserts are not as dark as the streets of the paper. So the dark channel of the
+    darkest pixels, ``clear`` of all, counts as that of clear ground (dark-object subtraction,
+    Chavez 1988), and only what is brighter as haze. Without that step, and with the paper's patch,
+    clear tiles in [-1, 1] change by 0.21 (Sentinel-2) and 0.30 (toytown), with it by 0.05 and 0.18:
+    still not nothing, because the brightest patch is taken for a cloud even where there is none.
+    What is wrong under thin clouds falls by a sixth to a half. But haze that lies on the whole tile
+    is taken for ground.
 
     Args:
         image: ``(B, C, H, W)`` in linear units.
@@ -180,7 +187,11 @@ def haze_removal(
         dark: for each band the value that means no light (``Scaling.dark``).
         gain: for each band the light of one unit (``Scaling.gain``).
         bands: the visible bands, which the dark channel is made of.
-        patch: its side in pixels, odd.
+        patch: its side in pixels, odd. The paper has 15.
+        clear: share of the pixels, in [0, 1], whose dark channel is that of clear ground; None, as
+            in the paper, if clear ground has none.
+        air: least air light, in units of the image, one or per band, where it is known that clouds
+            are at least so bright. It finds thin clouds' alpha better where no cloud is thick.
         strength: share of the haze that is taken off (omega in the paper, eq. 12).
         least: least transmission to divide by (t0, eq. 22).
         radius: of the guided filter, in pixels.
@@ -191,18 +202,21 @@ def haze_removal(
         The ground ``(B, C, H, W)``, and the haze's alpha ``(B, 1, H, W)`` in [0, ``strength``].
 
     Raises:
-        InputError: the patch's side is even; no bands, or bands that the image does not have.
+        InputError: the patch's side is even; no bands, or bands that the image does not have;
+            ``clear`` outside [0, 1].
     """
     channels = image.shape[1]
     if patch < 1 or patch % 2 == 0:
         raise InputError(f"patch of {patch} pixels for a dark channel, expected an odd number")
     if not bands or not all(0 <= band < channels for band in bands):
         raise InputError(f"visible bands {tuple(bands)} of {channels}: name those that are there")
+    if clear is not None and not 0 <= clear <= 1:
+        raise InputError(f"share of clear ground is {clear}, expected a number in [0, 1]")
     counted = valid > 0.5
     wide = _values(image, counted)
-    zero, unit = (
+    zero, unit, floor = (
         torch.as_tensor(x, dtype=wide.dtype, device=wide.device).view(-1, 1, 1)
-        for x in (dark, gain)
+        for x in (dark, gain, air)
     )
     light = (wide - zero) * unit
     visible = light[:, list(bands)]
@@ -211,16 +225,22 @@ def haze_removal(
     top = channel.topk(math.ceil(channel.shape[1] / 1000), 1)
     weight = top.values.isfinite().to(wide.dtype)[:, None]
     pixels = light.flatten(2).gather(2, top.indices[:, None].expand(-1, channels, -1))
-    air = ((pixels * weight).sum(2) / weight.sum(2).clamp(min=1))[..., None, None]
-    air = torch.where(air > 0, air, 1.0)
+    brightest = ((pixels * weight).sum(2) / weight.sum(2).clamp(min=1))[..., None, None]
+    brightest = torch.maximum(brightest, (floor - zero) * unit)
+    brightest = torch.where(brightest > 0, brightest, 1.0)
 
-    relative = visible / air[:, list(bands)]
-    rough = strength * _darkest(relative, counted, patch).masked_fill(~counted, 0.0)
-    alpha = _guided(relative.mean(1, keepdim=True), rough, counted, radius, smoothing)
+    relative = visible / brightest[:, list(bands)]
+    haze = _darkest(relative, counted, patch)
+    if clear is not None:
+        ranks = haze.masked_fill(~counted, math.inf).flatten(1).sort(1).values
+        rank = (clear * (counted.sum((2, 3)) - 1)).clamp(min=0).long()
+        base = ranks.gather(1, rank)[..., None, None].clamp(0, 0.99)
+        haze = (haze - base) / (1 - base)
+    haze = (strength * haze).masked_fill(~counted, 0.0)
+    alpha = _guided(relative.mean(1, keepdim=True), haze, counted, radius, smoothing)
     alpha = alpha.clamp(0, strength).masked_fill(~counted, 0.0)
-    clear = (light - air) / (1 - alpha).clamp(min=least) + air
-    ground = torch.where(counted, (clear / unit + zero).to(image.dtype), image)
-    return ground, alpha
+    found = (light - brightest) / (1 - alpha).clamp(min=least) + brightest
+    return torch.where(counted, (found / unit + zero).to(image.dtype), image), alpha
 
 
 def _darkest(light: Tensor, counted: Tensor, patch: int) -> Tensor:

@@ -184,18 +184,17 @@ def checkerboard(image: Tensor, valid: Tensor, factor: int = 2) -> Tensor:
     beside that of the truth. Several stages of factor 2 are one of factor 4 or 8.
 
     It is the power of the spectrum (see ``spectrum`` for the window) within 1/32 cycles per pixel,
-    but at least the main lobe of the Hann window, of the frequencies (k / factor, l / factor) other
-    than (0, 0), over that which the window itself has there around 0. Holes of invalid pixels
-    scatter power into it, as into every frequency.
+    or half the way between them if that is nearer, but at least the main lobe of the Hann window,
+    of the frequencies (k / factor, l / factor) other than (0, 0), over that which the window itself
+    has there around 0. Holes of invalid pixels scatter power into it, as into every frequency.
 
     Raises:
         InputError: the factor is below 2; the image is too small to tell these frequencies apart.
     """
-    smallest = min(image.shape[2:])
-    if factor < 2 or 2 * factor * _reach(smallest) >= smallest:
+    if factor < 2 or min(image.shape[2:]) <= 4 * factor:
         raise InputError(
             f"a checkerboard of factor {factor} in images of {image.shape[2]} x {image.shape[3]} "
-            "pixels: give a factor from 2 to 15, and images of more than 4 x factor pixels"
+            "pixels: give a factor of at least 2, and images of more than 4 x factor pixels"
         )
     waves = [_waves(n, factor, image.device) for n in image.shape[2:]]
 
@@ -383,16 +382,12 @@ def _tapered(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return (x - x.sum((2, 3), keepdim=True) / number) * taper, taper
 
 
-def _reach(size: int) -> int:
-    """How far around a checkerboard's frequency power counts, in cycles per image side."""
-    return max(size // 32, 2)
-
-
 def _waves(size: int, factor: int, device: torch.device) -> Tensor:
-    """Waves of k / factor cycles per pixel and of those around: ``(factor, 1 + 2 reach, size)``."""
+    """Waves of k / factor cycles per pixel, and of those around: ``(factor, waves, size)``."""
+    reach = max(min(size // 32, (size - 1) // (2 * factor)), 2)
     pixel = torch.arange(size, device=device)
     k = torch.arange(factor, device=device)[:, None, None]
-    around = torch.arange(-_reach(size), _reach(size) + 1, device=device)[:, None]
+    around = torch.arange(-reach, reach + 1, device=device)[:, None]
     # Whole turns are left out in whole numbers, where they cost no precision.
     turns = (k * pixel % factor) / factor + (around * pixel % size) / size
     return torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
