@@ -234,6 +234,7 @@ def test_by_hand():
     assert field(nn.Upsample(scale_factor=2), halved) == 1
     assert field(nn.Upsample(scale_factor=2), nn.ZeroPad2d(1), halved) == 2
     assert field(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 2, 2, padding=1)) == 2
+    assert field(nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 3, padding="same"), halved) == 3
 
 
 def test_a_layer_used_twice_counts_twice():

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from ganlab.errors import InputError
 from ganlab.networks.attention import SelfAttention
@@ -277,8 +276,6 @@ def _positive(network: nn.Module) -> nn.Module:
     """A copy with positive weights, each output about a mean of its inputs, and no bias."""
     holder = nn.ModuleList([copy.deepcopy(network)]).cpu().double()
     for path, module in [*holder.named_modules(remove_duplicate=False)]:
-        for name in [*getattr(module, "parametrizations", ())]:
-            parametrize.remove_parametrizations(module, name)
         if isinstance(module, POINTWISE):
             holder.set_submodule(path, nn.Identity())
         elif isinstance(module, nn.MaxPool2d):
