@@ -123,11 +123,12 @@ class BandFit:
         found = (coarse.shape[1], fine_at_coarse.shape[1])
         if found != self.bands:
             raise InputError(f"images of {found} bands, expected the declared {self.bands}")
-        counted = valid > 0.5
-        one = torch.ones_like(valid)
-        all_ = torch.cat([one, coarse, fine_at_coarse], 1).double().masked_fill(~counted, 0.0)
-        pixels = all_.transpose(0, 1).flatten(1)
-        self.products = self.products.to(pixels.device)
+        # MPS has no float64.
+        device = "cpu" if valid.device.type == "mps" else valid.device
+        values = torch.cat([torch.ones_like(valid), coarse, fine_at_coarse], 1).to(device).double()
+        values = values.masked_fill((valid < 0.5).to(device), 0.0)
+        pixels = values.transpose(0, 1).flatten(1)
+        self.products = self.products.to(device)
         self.products += pixels[: 1 + self.bands[0]] @ pixels.T
 
     def weights(self) -> Tensor:
@@ -146,7 +147,7 @@ class BandFit:
     def predict(self, image: Tensor) -> Tensor:
         """``(B, coarse_bands, H, W)`` of any resolution to ``(B, fine_bands, H, W)``."""
         wide = image.to(torch.promote_types(image.dtype, torch.float32))
-        weights = self.weights().to(wide)
+        weights = self.weights().to(wide.dtype).to(wide.device)
         return weights[0, :, None, None] + torch.einsum("bchw,cf->bfhw", wide, weights[1:])
 
 
@@ -219,7 +220,7 @@ def haze_removal(
         for x in (dark, gain, air)
     )
     light = (wide - zero) * unit
-    visible = light[:, list(bands)]
+    visible = torch.stack([light[:, band] for band in bands], 1)
 
     channel = _darkest(visible, counted, patch).masked_fill(~counted, -math.inf).flatten(1)
     top = channel.topk(math.ceil(channel.shape[1] / 1000), 1)
@@ -229,7 +230,7 @@ def haze_removal(
     brightest = torch.maximum(brightest, (floor - zero) * unit)
     brightest = torch.where(brightest > 0, brightest, 1.0)
 
-    relative = visible / brightest[:, list(bands)]
+    relative = visible / torch.stack([brightest[:, band] for band in bands], 1)
     haze = _darkest(relative, counted, patch)
     if clear is not None:
         ranks = haze.masked_fill(~counted, math.inf).flatten(1).sort(1).values

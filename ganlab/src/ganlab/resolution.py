@@ -46,8 +46,8 @@ def enlarge(image: Tensor, factor: int, mode: str = "bicubic") -> Tensor:
         factor: fine pixels along one coarse pixel.
         mode: "nearest" repeats pixels; "bilinear" is linear between their centres; "bicubic" is the
             cubic convolution of Keys (1981) with a = -0.5, the only one that is exact for
-            parabolas. GDAL and Pillow have the same one, with the same border: weights of pixels
-            outside the image are left out, and the others scaled to sum 1.
+            parabolas. gdal_translate and Pillow have the same one, with the same border: weights of
+            pixels outside the image are left out, and the others scaled to sum 1.
 
     Raises:
         InputError: the factor is below 1, or the mode unknown.
