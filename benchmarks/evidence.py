@@ -25,12 +25,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 import torch
+from affine import Affine
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 import ganlab
+from ganlab.clouds import thickness
 from ganlab.config import (
+    CloudLayersConfig,
+    CloudsConfig,
     EncoderDecoderConfig,
     EvaluateConfig,
     HoleJudgeConfig,
@@ -38,7 +45,9 @@ from ganlab.config import (
     InpaintingConfig,
     PatchGANConfig,
     Pix2PixConfig,
+    ScheduleConfig,
     SplitConfig,
+    SuperResolutionConfig,
     TilingConfig,
     ToytownConfig,
     TrainingConfig,
@@ -49,6 +58,7 @@ from ganlab.config import (
 from ganlab.data import samples, tiling, toytown
 from ganlab.data.scenes import open_scene
 from ganlab.evaluation import evaluate
+from ganlab.resolution import enlarge
 from ganlab.training import checkpoints, train
 from ganlab.training.records import read_metrics
 
@@ -233,10 +243,86 @@ def chapter_07() -> Iterator[Run]:
     yield from _fills("07", "gan", TwoStageConfig(**settings), 800)
 
 
+CLEAR = CloudLayersConfig(generator=UNetConfig(width=16, depth=5, up="resize", dropout=0.0))
+REAL_LAYERS = CloudsConfig(
+    coverage=(0.1, 0.5),
+    thickness=(0.7, 1.0),
+    white=(7000.0,),
+    files=(Path("runs/evidence/clouds/landsat8-cirrus.tif"),),
+)
+
+
+def _short(data: str, seed: int, steps: int, **more: Any) -> TrainingConfig:
+    """A training of so many steps; on the invented town without turns, because of its one sun."""
+    ends = {"steps": steps, "sample_every": steps, "checkpoint_every": steps, "seed": seed}
+    return dataclasses.replace(TRAINING, augment=data != "toytown", **ends, **more)
+
+
+def chapter_08() -> Iterator[Run]:
+    """Cloud layers: the loss after covering, the order, the distance, an opponent; real clouds."""
+    settings = {
+        "joint": CLEAR,
+        "bare": dataclasses.replace(CLEAR, compare="bare"),
+        "sequential": dataclasses.replace(CLEAR, order="sequential"),
+        "real": dataclasses.replace(CLEAR, clouds=REAL_LAYERS),
+        "l2": dataclasses.replace(CLEAR, reconstruction="l2"),
+        "gan": dataclasses.replace(
+            CLEAR, adversarial_weight=1.0, discriminator=PatchGANConfig(width=16, layers=2)
+        ),
+    }
+    which = {
+        "ground": ("joint", "real", "bare", "sequential"),
+        "toytown": ("joint", "bare", "sequential", "l2", "gan"),
+        "spectral": ("joint",),
+    }
+    for seed in range(3):
+        for data, names in which.items():
+            for name in names:
+                yield Run("08", data, name, settings[name], _short(data, seed, 800))
+
+
+FINER = SuperResolutionConfig(
+    generator=UNetConfig(width=16, depth=4, up="resize", dropout=0.0),
+    discriminator=PatchGANConfig(width=16, layers=2),
+    adversarial_weight=1.0,
+    reconstruction_weight=30.0,
+)
+
+
+def chapter_13() -> Iterator[Run]:
+    """Super-resolution: with and without opponent, its other signals, and how to enlarge."""
+    alone = dataclasses.replace(FINER, adversarial_weight=0.0)
+    bounded = dataclasses.replace(alone, residual=False)
+    settings = {
+        "l1": alone,
+        "gan": FINER,
+        "matching": dataclasses.replace(alone, matching_weight=30.0),
+        "similarity": dataclasses.replace(alone, similarity_weight=3.0),
+        "fade": dataclasses.replace(
+            FINER, reconstruction_schedule=ScheduleConfig("fade_out", 0.5, 0.8)
+        ),
+        "subpixel": bounded,
+        "resize": dataclasses.replace(bounded, enlarge="resize"),
+        "transposed": dataclasses.replace(bounded, enlarge="transposed"),
+        "autoencoder": dataclasses.replace(bounded, factor=1),
+        "factor4": dataclasses.replace(alone, factor=4),
+    }
+    pan = {"image": "fine", "coarse": "image"}
+    for seed in range(3):
+        for data in ("toytown", "ground", "landsat"):
+            for name, task in settings.items():
+                if data != "toytown" and name not in ("l1", "gan"):
+                    continue
+                chosen = dataclasses.replace(task, **pan) if data == "landsat" else task
+                yield Run("13", data, name, chosen, _short(data, seed, 800))
+
+
 def all_runs(gpu: bool = False) -> list[Run]:
     """Every run of the book."""
     chapters = (
-        [chapter_04_gpu()] if gpu else [chapter_04(), chapter_05(), chapter_06(), chapter_07()]
+        [chapter_04_gpu()]
+        if gpu
+        else [chapter_04(), chapter_05(), chapter_06(), chapter_07(), chapter_08(), chapter_13()]
     )
     return list(chain(*chapters))
 
@@ -259,6 +345,11 @@ def tiles(data: str) -> Path:
         )
     elif data == "ground":
         config = TilingConfig(images=(str(_ground(scenes)),), to=store, size=64, nodata=0)
+    elif data == "spectral":
+        config = TilingConfig(images=(str(_spectral(scenes)),), to=store, size=64)
+    elif data == "landsat":
+        bands, sharp = _landsat(scenes)
+        config = TilingConfig(images=(str(bands),), fine=(str(sharp),), to=store, size=32)
     else:
         large = data == "toytown256"
         pairs = toytown.write(ToytownConfig(to=scenes, scenes=16 if large else 4, size=2048))
@@ -283,15 +374,67 @@ def _ground(folder: Path) -> Path:
     return image
 
 
+def _spectral(folder: Path) -> Path:
+    """All 13 bands of the Sentinel-2 scene at 20 m: means of finer, repeats of coarser pixels."""
+    scene, path = samples.sentinel2(), folder / "sentinel2-13.tif"
+    with rasterio.open(scene.files("B11")[0]) as middle:
+        crs, transform, shape = middle.crs, middle.transform, (middle.height, middle.width)
+    bands = []
+    for band in scene.bands:
+        how = Resampling.average if band.resolution < 20 else Resampling.nearest
+        with rasterio.open(band.path) as file:
+            grid = {"transform": transform, "width": shape[1], "height": shape[0]}
+            with WarpedVRT(file, crs=crs, resampling=how, **grid) as warped:
+                bands.append(warped.read(1))
+    folder.mkdir(parents=True, exist_ok=True)
+    names = tuple(band.name for band in scene.bands)
+    toytown.write_geotiff(path, np.stack(bands), crs, transform, names)
+    return path
+
+
+def _landsat(folder: Path) -> tuple[Path, Path]:
+    """Red, green and blue of the Landsat 8 scene on a 30 m grid in which the 15 m pixels nest.
+
+    The panchromatic pixels are truth and stay as they are. Their grid starts half of one of them
+    beside that of the bands, which therefore are shifted by a quarter of their own pixel (cubic).
+    """
+    scene, paths = samples.landsat8(), (folder / "bands.tif", folder / "panchromatic.tif")
+    folder.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(scene.files("B8")[0]) as file:
+        height, width = file.height // 2 * 2, file.width // 2 * 2
+        sharp = file.read(window=Window(0, 0, width, height))
+        crs, fine = file.crs, file.transform
+    coarse = fine * Affine.scale(2)
+    grid = {"transform": coarse, "width": width // 2, "height": height // 2}
+    bands = []
+    for name in scene.files("B4", "B3", "B2"):
+        with (
+            rasterio.open(name) as file,
+            WarpedVRT(file, crs=crs, resampling=Resampling.cubic, **grid) as warped,
+        ):
+            bands.append(warped.read(1))
+    toytown.write_geotiff(paths[0], np.stack(bands), crs, coarse, ("red", "green", "blue"))
+    toytown.write_geotiff(paths[1], sharp, crs, fine, ("panchromatic",))
+    return paths
+
+
 def clouds(root: Path = ROOT) -> None:
-    """The quality band of the cloudy Landsat 8 scene at 10 m, where settings look for it."""
-    path = root / REAL_CLOUDS.files[0]
-    if not path.exists():
+    """Two layers of the cloudy Landsat 8 scene at 10 m, where settings look for them.
+
+    The quality band, and the alpha of thin cloud from the cirrus band, made smooth.
+    """
+    quality, cirrus = (root / config.files[0] for config in (REAL_CLOUDS, REAL_LAYERS))
+    for path, band in ((quality, "BQA"), (cirrus, "B9")):
+        if path.exists():
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        scene = open_scene(samples.landsat8().files("BQA"))
-        bits, _ = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
-        fine, grid = bits.repeat(3, 1).repeat(3, 2), scene.grid.scaled(3)
-        toytown.write_geotiff(path, fine, grid.crs, grid.transform, ("BQA",))
+        scene = open_scene(samples.landsat8().files(band))
+        stored, _ = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))
+        fine, grid = stored.repeat(3, 1).repeat(3, 2), scene.grid.scaled(3)
+        if band == "B9":
+            alpha = thickness(torch.from_numpy(stored.astype(np.float32)))
+            fine = enlarge(alpha[None], 3, "bilinear")[0].clamp(0, 1).numpy()
+        toytown.write_geotiff(path, fine, grid.crs, grid.transform, (band,))
 
 
 def make(run: Run) -> dict[str, Any]:

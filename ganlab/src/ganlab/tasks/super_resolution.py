@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,11 +81,13 @@ class SuperResolution(Task):
         fine, chosen = batch[self.outputs[0].name], config.sensor
         coarse = sensor(fine, batch["key"], factor, blur=chosen.blur, noise=chosen.noise)
         whole = 1 - F.max_pool2d(1 - batch["valid"], factor)
-        return batch | {COARSE: coarse, "valid": whole}
+        # As in a scene: what is not measured holds the mean of its band.
+        mean = self.spec.scalings[config.image].encode(torch.zeros_like(coarse), torch.zeros_like(whole))
+        return batch | {COARSE: torch.where(whole > 0, coarse, mean), "valid": whole}
 
     def generate(self, batch: Batch) -> Tensors:
-        coarse = batch[self.inputs[0].name]
-        return {self.outputs[0].name: self.generator(measured(coarse, batch["valid"]))}
+        # Not multiplied by valid: beside gaps the enlargement would fade into zeros.
+        return {self.outputs[0].name: self.generator(batch[self.inputs[0].name])}
 
     def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
         name, valid = self.outputs[0].name, batch["valid"]
