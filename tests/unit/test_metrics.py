@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from ganlab.errors import InputError
 from ganlab.metrics import (
     Seam,
     Texture,
+    checkerboard,
+    consistency,
     gradient_distance,
     gradient_histogram,
     l1,
@@ -25,6 +28,7 @@ from ganlab.metrics import (
     spectrum_distance,
     ssim,
 )
+from ganlab.resolution import area, enlarge
 
 PIXELWISE = {
     "l1": l1,
@@ -404,6 +408,186 @@ def test_spectrum_distance_by_hand():
 def test_spectrum_refuses_small_images():
     with pytest.raises(InputError, match="32 pixels"):
         spectrum(torch.zeros(1, 1, 31, 64), torch.ones(1, 1, 31, 64))
+
+
+# --- checkerboard
+
+
+def repeated(tile, height, width):
+    """``(B, C, f, f)`` over and over: ``(B, C, height, width)``."""
+    rows, columns = (-(-side // tile.shape[2]) for side in (height, width))
+    return tile.repeat(1, 1, rows, columns)[:, :, :height, :width]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(9, 80),
+    width=st.integers(9, 80),
+    a=st.floats(0.01, 10),
+    brightness=st.floats(-5, 5),
+)
+def test_alternating_pixels_have_their_amplitude_squared(height, width, a, brightness):
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    alternating = [(-1.0) ** (x + y), (-1.0) ** (x + 0 * y), (-1.0) ** (y + 0 * x)]
+    image = a * torch.stack(alternating)[:, None] + brightness
+    energy = checkerboard(image, torch.ones(3, 1, height, width))
+    torch.testing.assert_close(energy, torch.full((3,), a * a), rtol=2e-3, atol=1e-9)
+    both = torch.stack([3 * alternating[0], 4 * alternating[1]])[None] * a
+    torch.testing.assert_close(
+        checkerboard(both, torch.ones(1, 1, height, width)),
+        torch.tensor([12.5 * a * a]),
+        rtol=2e-3,
+        atol=1e-9,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    factor=st.integers(2, 8),
+    height=st.integers(64, 90),
+    width=st.integers(64, 90),
+    seed=st.integers(0, 1000),
+)
+def test_any_pattern_of_the_period_has_its_mean_square(factor, height, width, seed):
+    """Parseval's theorem: all of it but its mean is at the frequencies k / factor."""
+    tile = torch.randn(2, 3, factor, factor, generator=torch.Generator().manual_seed(seed))
+    image = repeated(tile, height, width) + 3
+    energy = checkerboard(image, torch.ones(2, 1, height, width), factor)
+    expected = tile.var((2, 3), correction=0).mean(1)
+    torch.testing.assert_close(energy, expected, rtol=5e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "height", "width"), [(2, 64, 96), (4, 128, 64), (8, 128, 128)])
+def test_checkerboard_against_numpys_fft(factor, height, width):
+    image = texture(size=128, samples=2)[:, :, :height, :width]
+    found = checkerboard(image, torch.ones(2, 1, height, width), factor)
+    x = image.double().numpy()
+    x = x - x.mean((2, 3), keepdims=True)
+    taper = np.outer(*(np.hanning(n + 2)[1:-1] for n in (height, width)))
+
+    def near(frequency, size):
+        apart = np.abs(np.fft.fftfreq(size) - frequency) % 1
+        return np.minimum(apart, 1 - apart) <= 1 / 32 + 1e-9
+
+    power, own = (np.abs(np.fft.fft2(t)) ** 2 for t in (x * taper, taper))
+
+    def sums(t, k, m):
+        return t[..., near(k / factor, height)[:, None] & near(m / factor, width)].sum(-1)
+
+    places = [place for place in itertools.product(range(factor), repeat=2) if any(place)]
+    expected = sum(sums(power, *place) for place in places).mean(1) / sums(own, 0, 0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
+def test_smooth_images_have_no_checkerboard():
+    y, x = torch.arange(64.0)[:, None] / 64, torch.arange(64.0) / 64
+    smooth = torch.stack([x + 3 * y, torch.cos(20 * x * y), torch.exp(-20 * (x - y) ** 2)])
+    valid = torch.ones(1, 1, 64, 64)
+    assert smooth[None].var((2, 3)).mean() > 0.2
+    for factor in (2, 4):
+        assert checkerboard(smooth[None], valid, factor).item() < 2e-7
+
+
+def test_checkerboard_of_uneven_overlap_and_of_its_cure():
+    """A transposed convolution of width 3 and stride 2 (Odena et al. 2016); one of width 4."""
+    flat = torch.ones(1, 1, 32, 32)
+    uneven = F.conv_transpose2d(flat, torch.ones(1, 1, 3, 3), stride=2)
+    even = F.conv_transpose2d(flat, torch.ones(1, 1, 4, 4), stride=2, padding=1)
+    energies = [checkerboard(x, torch.ones_like(x)).item() for x in (uneven, even)]
+    # It adds up to 1 2 / 2 4, over and over.
+    assert energies[0] == pytest.approx(6.25 - 2.25**2, rel=0.02)
+    assert energies[1] < 1e-4
+
+
+def test_checkerboard_is_blind_to_brightness_and_quadratic():
+    image, _, valid = images(size=48)
+    energy = checkerboard(image, valid)
+    torch.testing.assert_close(checkerboard(image + 4, valid), energy, rtol=1e-4, atol=0)
+    torch.testing.assert_close(checkerboard(3 * image, valid), 9 * energy)
+
+
+def test_white_noise_has_little_checkerboard():
+    noise = 0.3 * torch.randn(40, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    energy = checkerboard(noise, torch.ones_like(noise)).mean().item()
+    # The share of the spectrum that is looked at: 3 squares of 17 frequencies.
+    assert energy == pytest.approx(0.09 * 3 * 17**2 / 256**2, rel=0.03)
+
+
+def test_checkerboard_and_invalid_pixels():
+    image, _, valid = images(samples=3, size=48)
+    before = checkerboard(image, valid)
+    for value in (7.0, 1e30, math.nan, math.inf):
+        assert torch.equal(checkerboard(image.masked_fill(valid == 0, value), valid), before)
+    torch.testing.assert_close(checkerboard(image[1:2], valid[1:2]), before[1:2])
+    valid[1] = 0
+    assert checkerboard(image, valid).isnan().tolist() == [False, True, False]
+    half = torch.ones(1, 1, 48, 48)
+    half[:, :, :, 30:] = 0
+    tile = torch.tensor([[1.0, -1], [-1, 1]])[None, None]
+    energy = checkerboard(repeated(tile, 48, 48), half)
+    torch.testing.assert_close(energy, torch.ones(1), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(8, 2), (64, 16), (64, 1)])
+def test_checkerboard_refuses_what_it_cannot_tell_apart(size, factor):
+    with pytest.raises(InputError, match=f"factor {factor} in images of {size}"):
+        checkerboard(torch.zeros(1, 1, size, 90), torch.ones(1, 1, size, 90), factor)
+    checkerboard(torch.zeros(1, 1, 65, 90), torch.ones(1, 1, 65, 90), max(factor, 2))
+
+
+# --- consistency
+
+
+@settings(max_examples=20, deadline=None)
+@given(factor=st.integers(1, 4), off=st.floats(-2, 2), seed=st.integers(0, 1000))
+def test_repeated_pixels_are_consistent(factor, off, seed):
+    coarse, _, valid = images(seed, size=8)
+    image = enlarge(coarse, factor, "nearest")
+    for given_valid in (valid, enlarge(valid, factor, "nearest")):
+        found = consistency(image, coarse, given_valid, factor)
+        torch.testing.assert_close(found, torch.zeros(2), rtol=0, atol=1e-6)
+        found = consistency(image + off, coarse, given_valid, factor)
+        torch.testing.assert_close(found, torch.full((2,), abs(off)), rtol=1e-4, atol=1e-6)
+
+
+def test_consistency_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, 12, 8, generator=generator)
+    coarse = torch.randn(2, 3, 3, 2, generator=generator)
+    valid = torch.ones(2, 1, 12, 8)
+    valid[0, 0, 5, 1] = 0  # one fine pixel takes its coarse one away
+    counted = torch.ones(2, 1, 3, 2)
+    counted[0, 0, 1, 0] = 0
+    cells = image.double().numpy().reshape(2, 3, 3, 4, 2, 4).mean((3, 5))
+    apart = np.abs(cells - coarse.double().numpy()).mean(1)
+    expected = (apart * counted[:, 0].numpy()).sum((1, 2)) / [5, 6]
+    for mask in (valid, counted):
+        found = consistency(image, coarse, mask, 4)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    spoilt = image.masked_fill(valid == 0, math.nan)
+    coarse[0, :, 1, 0] = math.inf
+    np.testing.assert_allclose(consistency(spoilt, coarse, valid, 4).numpy(), expected, rtol=1e-5)
+    valid[1] = 0
+    assert consistency(image, coarse, valid, 4).isnan().tolist() == [False, True]
+
+
+def test_consistency_with_oneself_is_l1():
+    image, truth, valid = images()
+    assert torch.equal(consistency(image, truth, valid, 1), l1(image, truth, valid))
+    assert not consistency(image, area(image, 4), torch.ones_like(valid), 4).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 8), (2, 2, 8, 8), (1, 3, 8, 8)])
+def test_consistency_refuses_shapes_that_do_not_fit(shape):
+    with pytest.raises(InputError, match="not 2 times as fine"):
+        consistency(torch.zeros(2, 3, 16, 16), torch.zeros(shape), torch.ones(2, 1, 16, 16), 2)
+
+
+def test_new_metrics_do_not_wait_for_the_host(no_waiting):
+    image, _, valid = images(size=32)
+    with no_waiting():
+        checkerboard(image, valid)
+        consistency(image, area(image, 2), valid, 2)
 
 
 # --- gradients

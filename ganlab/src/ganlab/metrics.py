@@ -180,8 +180,8 @@ def checkerboard(image: Tensor, valid: Tensor, factor: int = 2) -> Tensor:
     In squared units of the image, mean over bands: a pattern ``a * (-1)**(x + y)`` has ``a**2``,
     and so has ``a * (-1)**x``; one of longer period has its mean square. Transposed convolutions
     and sub-pixel stages leave such patterns (Odena et al. 2016). Ground has little at these
-    frequencies, but not nothing, and white noise of variance v has 0.014 v for factor 2: so read it
-    beside that of the truth. Several stages of factor 2 are one of factor 4 or 8.
+    frequencies, but not nothing, and white noise of variance v has 0.013 v (factor 2, 256 pixels):
+    so read it beside that of the truth. Several stages of factor 2 are one of factor 4 or 8.
 
     It is the power of the spectrum (see ``spectrum`` for the window) within 1/32 cycles per pixel,
     or half the way between them if that is nearer, but at least the main lobe of the Hann window,
