@@ -278,7 +278,8 @@ def chapter_08() -> Iterator[Run]:
     for seed in range(3):
         for data, names in which.items():
             for name in names:
-                yield Run("08", data, name, settings[name], _short(data, seed, 800))
+                training = _short(data, seed, 800, generator_lr=5e-4)
+                yield Run("08", data, name, settings[name], training)
 
 
 FINER = SuperResolutionConfig(
@@ -314,7 +315,8 @@ def chapter_13() -> Iterator[Run]:
                 if data != "toytown" and name not in ("l1", "gan"):
                     continue
                 chosen = dataclasses.replace(task, **pan) if data == "landsat" else task
-                yield Run("13", data, name, chosen, _short(data, seed, 800))
+                training = _short(data, seed, 800, generator_lr=1e-3)
+                yield Run("13", data, name, chosen, training)
 
 
 def all_runs(gpu: bool = False) -> list[Run]:

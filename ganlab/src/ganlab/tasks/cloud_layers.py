@@ -53,6 +53,12 @@ class CloudLayers(Task):
             raise InputError(
                 f"clouds: {len(white)} values of white for {bands} bands; give 1 or all"
             )
+        (least, most), (thin, thick) = config.clouds.coverage, config.clouds.thickness
+        if not (0 < least <= most < 1 and 0 <= thin <= thick <= 1):
+            raise InputError(
+                f"clouds: coverage ({least}, {most}) and thickness ({thin}, {thick}); expected "
+                "0 < low <= high < 1 and 0 <= low <= high <= 1"
+            )
         given = replace(self.image, source=replace(self.image.source, name=CLOUDY))
         self.inputs, self.outputs = (given,), (self.image, ALPHA)
         self.generator = CloudSplitter(

@@ -82,7 +82,8 @@ class SuperResolution(Task):
         coarse = sensor(fine, batch["key"], factor, blur=chosen.blur, noise=chosen.noise)
         whole = 1 - F.max_pool2d(1 - batch["valid"], factor)
         # As in a scene: what is not measured holds the mean of its band.
-        mean = self.spec.scalings[config.image].encode(torch.zeros_like(coarse), torch.zeros_like(whole))
+        scaling, nothing = self.spec.scalings[config.image], torch.zeros_like(whole)
+        mean = scaling.encode(torch.zeros_like(coarse), nothing)
         return batch | {COARSE: torch.where(whole > 0, coarse, mean), "valid": whole}
 
     def generate(self, batch: Batch) -> Tensors:
