@@ -1,20 +1,27 @@
-"""Tasks that fill holes, small and untrained, for any number of bands."""
+"""Tasks, small and untrained, for any number of bands."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganlab.config import (
+    CloudLayersConfig,
+    CloudsConfig,
     EncoderDecoderConfig,
     FeaturesConfig,
     HoleJudgeConfig,
     HolesConfig,
     InpaintingConfig,
+    PatchGANConfig,
+    SuperResolutionConfig,
     TwoStageConfig,
+    UNetConfig,
 )
 from ganlab.data.batches import DataSpec, Scaling
 from ganlab.data.store import Source
+from ganlab.tasks.cloud_layers import CloudLayers
 from ganlab.tasks.inpainting import Inpainting
+from ganlab.tasks.super_resolution import SuperResolution
 from ganlab.tasks.two_stage import TwoStageReconstruction
 
 NAMES = {
@@ -65,6 +72,46 @@ def hole_task(kind="inpainting", bands=3, dtype="uint8", *, nodata=None, **chang
 def hole_task_fixture():
     """Makes untrained tasks: ``hole_task("two_stage", bands=4, dtype="uint16", fill="mean")``."""
     return hole_task
+
+
+SMALL = UNetConfig(width=4, depth=2, norm="channel", up="resize", dropout=0.0)
+JUDGE = PatchGANConfig(width=4, layers=1, norm="none")
+
+
+def cloud_task(bands=3, dtype="uint8", *, nodata=None, clouds=None, **changes):
+    """An untrained task that parts clouds from ground; ``clouds`` are settings of those."""
+    torch.manual_seed(0)
+    settings = {"generator": SMALL, "discriminator": JUDGE, "adversarial_weight": 1.0}
+    settings["clouds"] = CloudsConfig(**clouds or {})
+    config = CloudLayersConfig(**settings | changes)
+    return CloudLayers(config, hole_spec(bands, dtype, nodata))
+
+
+@pytest.fixture(name="cloud_task")
+def _cloud_task():
+    """Makes untrained tasks: ``cloud_task(13, "uint16", clouds={"darkness": 0.5})``."""
+    return cloud_task
+
+
+def super_task(bands=3, dtype="uint8", *, nodata=None, out=None, **changes):
+    """An untrained task that makes finer pixels; ``out`` bands of a second source, if given."""
+    torch.manual_seed(0)
+    settings = {"generator": SMALL, "discriminator": JUDGE}
+    spec = hole_spec(bands, dtype, nodata)
+    if out is not None:
+        low, high = RANGES["uint16"]
+        factor = changes.get("factor", 2)
+        fine = Source("fine", "image", "uint16", NAMES[out], factor=factor)
+        scaling = Scaling((low,) * out, (high,) * out, (low,) * out)
+        spec = DataSpec(spec.sources | {"fine": fine}, spec.scalings | {"fine": scaling}, 10.0)
+        settings |= {"image": "fine", "coarse": "image"}
+    return SuperResolution(SuperResolutionConfig(**settings | changes), spec)
+
+
+@pytest.fixture(name="super_task")
+def _super_task():
+    """Makes untrained tasks: ``super_task(3, out=1, factor=4)``."""
+    return super_task
 
 
 class NoWaiting(TorchDispatchMode):
