@@ -1,4 +1,5 @@
-"""The class median against torch.median; fills against brute force and a dense solver."""
+"""The class median against torch.median, bands against numpy's least squares, haze against loops;
+fills against brute force and a dense solver."""
 
 import math
 
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ganlab import baselines
-from ganlab.baselines import ClassMedian, harmonic_fill, mean_fill, nearest_fill, smooth_fill
+from ganlab.baselines import (
+    BandFit,
+    ClassMedian,
+    harmonic_fill,
+    haze_removal,
+    mean_fill,
+    nearest_fill,
+    smooth_fill,
+)
 from ganlab.data.toytown import town
 from ganlab.errors import InputError
 
@@ -124,6 +133,330 @@ def test_impossible_requests_are_refused():
         ClassMedian((1,), 3).update(
             torch.ones(1, 1, 2, 2).long(), torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
         )
+
+
+# --- bands on bands
+
+
+def linear(seed=0, samples=3, coarse=4, fine=2, size=8):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(samples, coarse, size, size, generator=generator)
+    weights = torch.randn(coarse, fine, generator=generator)
+    intercept = torch.randn(fine, generator=generator)
+    truth = torch.einsum("bchw,cf->bfhw", image, weights) + intercept[:, None, None]
+    valid = (torch.rand(samples, 1, size, size, generator=generator) > 0.3).float()
+    return image, truth, valid, weights, intercept
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), coarse=st.integers(1, 6), fine=st.integers(1, 3))
+def test_what_is_linear_is_found_exactly(seed, coarse, fine):
+    image, truth, valid, weights, intercept = linear(seed, coarse=coarse, fine=fine)
+    outside = (valid == 0).expand_as(truth)
+    fit = BandFit(coarse, fine)
+    for cut in (slice(0, 1), slice(1, 3)):
+        spoilt = truth.masked_fill(outside, math.nan)[cut]
+        fit.update(image.masked_fill(valid == 0, math.inf)[cut], spoilt, valid[cut])
+    expected = torch.cat([intercept[None], weights]).double()
+    torch.testing.assert_close(fit.weights(), expected, rtol=1e-5, atol=1e-5)
+    finer = torch.nn.functional.interpolate(image, scale_factor=2)
+    found = fit.predict(finer)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[:, :, ::2, 1::2], truth, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    offset=st.floats(-100, 100),
+    scale=st.floats(0.01, 1e3),
+)
+def test_least_squares_are_numpys(seed, offset, scale):
+    """Noise that no band explains, in any units, such as stored numbers of 16 bits."""
+    image, truth, valid, *_ = linear(seed)
+    generator = torch.Generator().manual_seed(seed)
+    truth = truth + torch.randn(truth.shape, generator=generator)
+    image, truth = (scale * (t.double() + offset) for t in (image, truth))
+    fit = BandFit(4, 2)
+    fit.update(image, truth, valid)
+    rows = (valid > 0)[:, 0]
+    x, y = (t.movedim(1, -1)[rows].numpy() for t in (image, truth))
+    x = np.concatenate([np.ones((len(x), 1)), x], 1)
+    expected = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    found = fit.predict(image).movedim(1, -1)[rows].numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7 * scale)
+
+
+def test_bands_that_follow_from_each_other():
+    image, truth, valid, *_ = linear(coarse=3, fine=2)
+    alone = BandFit(3, 2)
+    alone.update(image, truth, valid)
+    dependent = torch.cat([image, image[:, :1], 3 * image[:, 1:2] - 2, 0 * image[:, :1]], 1)
+    same = torch.cat([dependent, torch.full_like(image[:, :1], 7.0)], 1)
+    fit = BandFit(7, 2)
+    fit.update(same, truth, valid)
+    assert fit.weights().abs().max() < 10
+    torch.testing.assert_close(fit.predict(same), alone.predict(image), rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_pixel_is_fitted_too():
+    image, truth, valid, *_ = linear()
+    one = torch.zeros_like(valid)
+    one[1, 0, 2, 3] = 1
+    fit = BandFit(4, 2)
+    fit.update(image, truth, one)
+    torch.testing.assert_close(fit.predict(image)[1, :, 2, 3], truth[1, :, 2, 3])
+
+
+def test_a_fits_memory_does_not_grow():
+    image, truth, valid, *_ = linear()
+    fit = BandFit(4, 2)
+    for _ in range(3):
+        fit.update(image.bfloat16(), truth, valid)
+        assert fit.products.shape == (5, 7)
+    assert fit.products.dtype == torch.float64
+    assert fit.products[0, 0] == 3 * valid.sum()
+
+
+def test_impossible_fits_are_refused():
+    image, truth, valid, *_ = linear()
+    fit = BandFit(4, 2)
+    with pytest.raises(InputError, match=r"images of \(4, 4\) bands, expected .*\(4, 2\)"):
+        fit.update(image, image, valid)
+    for update in (False, True):
+        if update:
+            fit.update(image, truth, torch.zeros_like(valid))
+        with pytest.raises(InputError, match="no valid pixel"):
+            fit.predict(image)
+
+
+# --- haze
+
+
+def dark_ground(size=97, samples=2, bands=4, seed=0):
+    """Light in [0, 1]: every patch of 3 x 3 pixels has one that is dark in one visible band."""
+    generator = torch.Generator().manual_seed(seed)
+    light = torch.rand(samples, bands, size, size, generator=generator, dtype=torch.float64)
+    light[:, 1, ::3, ::3] = 0
+    return light
+
+
+AIR = torch.tensor([0.9, 0.95, 1.0, 0.7], dtype=torch.float64)[:, None, None]
+PLAIN = {"dark": [0.0] * 4, "gain": [1.0] * 4, "bands": (0, 1, 2)}
+
+
+def hazed(light, alpha, corner=12):
+    """Under haze, which is opaque in a corner, as large as it takes to find the air light."""
+    alpha = torch.zeros_like(light[:, :1]) + alpha
+    alpha[:, :, :corner, :corner] = 1
+    return light * (1 - alpha) + AIR * alpha
+
+
+@pytest.mark.parametrize("opacity", [0.2, 0.6])
+def test_even_haze_is_taken_off_exactly(opacity):
+    light = dark_ground()
+    ones = torch.ones_like(light[:, :1])
+    settings = {"patch": 3, "clear": None, "strength": 1.0, "radius": 8}
+    ground, alpha = haze_removal(hazed(light, opacity), ones, **PLAIN, **settings)
+    far = (..., slice(32, None), slice(32, None))
+    torch.testing.assert_close(alpha[far], opacity * ones[far])
+    torch.testing.assert_close(ground[far], light[far], rtol=0, atol=1e-6)
+
+
+def ramp(size=97):
+    return torch.linspace(-0.3, 0.75, size, dtype=torch.float64).clamp(min=0).expand(1, 1, size, -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"clear": None}, {"patch": 3, "strength": 1.0}])
+def test_uneven_haze_is_mostly_taken_off(options):
+    light = dark_ground()
+    image, valid = hazed(light, ramp()), torch.ones_like(light[:, :1])
+    ground, alpha = haze_removal(image, valid, **PLAIN, radius=10, **options)
+    far = (..., slice(40, -8), slice(40, -8))
+    before, after = ((x - light)[far].abs().mean() for x in (image, ground))
+    assert after < 0.25 * before
+    assert (alpha - ramp())[far].abs().mean() < 0.08 < ramp()[far].mean()
+
+
+def test_black_ground_without_haze_stays_as_it_is():
+    light = dark_ground()
+    ground, alpha = haze_removal(light, torch.ones_like(light[:, :1]), patch=3, **PLAIN)
+    torch.testing.assert_close(ground, light)
+    assert alpha.max() < 1e-6
+
+
+def loops(image, valid, dark, gain, bands, *, patch, clear, strength, least, radius, smoothing):
+    """One sample, pixel by pixel, from the papers' equations; numpy."""
+    light = (image - np.reshape(dark, (-1, 1, 1))) * np.reshape(gain, (-1, 1, 1))
+    valid = valid[0] > 0.5
+    height, width = valid.shape
+    pixels = [(y, x) for y in range(height) for x in range(width) if valid[y, x]]
+
+    def near(y, x, reach):
+        rows = slice(max(y - reach, 0), y + reach + 1), slice(max(x - reach, 0), x + reach + 1)
+        return rows, valid[rows]
+
+    def darkest(values):
+        out = np.full((height, width), np.nan)
+        for y, x in pixels:
+            place, known = near(y, x, patch // 2)
+            out[y, x] = values[list(bands)].min(0)[place][known].min()
+        return out
+
+    channel = darkest(light)
+    last = sorted(channel[valid])[-math.ceil(height * width / 1000)]
+    air = np.mean([light[:, y, x] for y, x in pixels if channel[y, x] >= last], 0)[:, None, None]
+    relative = light / air
+    haze = darkest(relative)
+    if clear is not None:
+        base = np.sort(haze[valid])[int(clear * (valid.sum() - 1))]
+        haze = (haze - base) / (1 - base)
+    haze = strength * haze
+    guide = relative[list(bands)].mean(0)
+
+    slope, offset = np.zeros((2, height, width))
+    for y, x in pixels:
+        place, known = near(y, x, radius)
+        g, h = guide[place][known], haze[place][known]
+        slope[y, x] = ((g * h).mean() - g.mean() * h.mean()) / (g.var() + smoothing)
+        offset[y, x] = h.mean() - slope[y, x] * g.mean()
+    alpha, ground = np.zeros((height, width)), image.copy()
+    for y, x in pixels:
+        place, known = near(y, x, radius)
+        refined = slope[place][known].mean() * guide[y, x] + offset[place][known].mean()
+        alpha[y, x] = np.clip(refined, 0, strength)
+        through = max(1 - alpha[y, x], least)
+        found = (light[:, y, x] - air[:, 0, 0]) / through + air[:, 0, 0]
+        ground[:, y, x] = found / gain + dark
+    return ground, alpha
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch": 5, "clear": 0.05, "strength": 0.95, "least": 0.1, "radius": 4, "smoothing": 1e-3},
+        {"patch": 3, "clear": None, "strength": 0.8, "least": 0.6, "radius": 9, "smoothing": 1e-2},
+        {"patch": 41, "clear": 0.5, "strength": 1.0, "least": 0.1, "radius": 50, "smoothing": 0.1},
+    ],
+)
+def test_haze_removal_by_hand(options):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 5, 31, 42, generator=generator, dtype=torch.float64)
+    image = image * torch.linspace(0.2, 1, 42) + torch.linspace(0, 1, 31)[:, None] - 1
+    valid = (torch.rand(3, 1, 31, 42, generator=generator) > 0.2).double()
+    dark, gain, bands = np.linspace(-1.2, -1, 5), np.linspace(1, 2, 5), (0, 3, 4)
+    found = haze_removal(image, valid, dark=dark, gain=gain, bands=bands, **options)
+    for sample in range(3):
+        expected = loops(image[sample].numpy(), valid[sample].numpy(), dark, gain, bands, **options)
+        np.testing.assert_allclose(found[0][sample].numpy(), expected[0], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found[1][sample, 0].numpy(), expected[1], rtol=0, atol=1e-9)
+
+
+def hazy(seed=0, samples=3, size=40):
+    light = dark_ground(size, samples, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    valid = (torch.rand(samples, 1, size, size, generator=generator) > 0.2).double()
+    return hazed(light, ramp(size)), valid
+
+
+def test_haze_in_other_units():
+    image, valid = hazy()
+    ground, alpha = haze_removal(image, valid, **PLAIN)
+    scale, shift = (torch.linspace(*ends, 4).double()[:, None, None] for ends in ((2, 5), (-1, 3)))
+    other = {"dark": shift[:, 0, 0], "gain": 7 / scale[:, 0, 0], "bands": (0, 1, 2)}
+    converted, same = haze_removal(image * scale + shift, valid, **other)
+    torch.testing.assert_close(same, alpha)
+    torch.testing.assert_close(converted, ground * scale + shift)
+
+
+def test_invalid_pixels_and_other_samples_do_not_matter_to_haze():
+    image, valid = hazy()
+    outside = (valid == 0).expand_as(image)
+    valid[1] = 0
+    ground, alpha = haze_removal(image, valid, **PLAIN)
+    assert torch.equal(ground[outside], image[outside])
+    assert torch.equal(ground[1], image[1])
+    assert not alpha[valid == 0].any()
+    assert not torch.equal(ground, image)
+    for value in (math.nan, math.inf, -1e30):
+        spoilt, same = haze_removal(image.masked_fill(valid == 0, value), valid, **PLAIN)
+        assert torch.equal(same, alpha)
+        assert torch.equal(spoilt[valid.expand_as(image) > 0], ground[valid.expand_as(image) > 0])
+    alone = haze_removal(image[2:], valid[2:], **PLAIN)
+    torch.testing.assert_close(alone[0], ground[2:])
+    torch.testing.assert_close(alone[1], alpha[2:])
+
+
+def test_least_transmission_and_strength_are_limits():
+    image, valid = hazy()
+    for strength in (0.5, 1.0):
+        assert haze_removal(image, valid, **PLAIN, strength=strength)[1].max() <= strength
+    mild, alpha = haze_removal(image, valid, **PLAIN, least=1.0)
+    torch.testing.assert_close(mild, image)
+    assert alpha.max() > 0.5
+
+
+def test_air_that_is_known():
+    """Clear and bright: the brightest patch is taken for a cloud, if nobody says it is none."""
+    light = (dark_ground() * 0.2 + 0.3)[:, :3]
+    plain = {"dark": [0.0] * 3, "gain": [1.0] * 3, "bands": (0, 1, 2), "clear": None}
+    ones = torch.ones_like(light[:, :1])
+    unknown = haze_removal(light, ones, **plain)[1]
+    known = haze_removal(light, ones, **plain, air=1.5)[1]
+    assert unknown.mean() > 0.7
+    torch.testing.assert_close(known.mean().item(), 0.95 * 0.3 / 1.5, rtol=0.1, atol=0)
+    each = haze_removal(light, ones, **plain, air=[1.5, 1.5, 1.5])[1]
+    assert torch.equal(each, known)
+    # Air light below what is found changes nothing.
+    assert torch.equal(haze_removal(light, ones, **plain, air=0.1)[1], unknown)
+
+
+def test_clear_ground_that_is_not_black_is_harmed_less():
+    image, *_ = ground(128)
+    given = {"dark": [-1.0] * 3, "gain": [1.0] * 3, "bands": (0, 1, 2)}
+    valid = torch.ones_like(image[:, :1])
+    harm = {
+        name: (haze_removal(image, valid, **given, **options)[0] - image).abs().mean().item()
+        for name, options in (("paper", {"clear": None, "patch": 15}), ("here", {}))
+    }
+    assert 0 < harm["here"] < 0.75 * harm["paper"]
+
+
+@pytest.mark.parametrize("sides", [(5, 4), (1, 1), (1, 40)])
+def test_images_smaller_than_patch_and_filter(sides):
+    image = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(0))
+    given = {"dark": [0.0] * 3, "gain": [1.0] * 3, "bands": (0, 1, 2), "patch": 15}
+    found, alpha = haze_removal(image, torch.ones(2, 1, *sides), **given)
+    assert found.shape == image.shape
+    assert alpha.shape == (2, 1, *sides)
+    assert found.isfinite().all()
+    assert alpha.isfinite().all()
+
+
+def test_haze_of_coarse_numbers_without_a_graph_and_without_a_look_at_values():
+    image, valid = hazy()
+    ground, alpha = haze_removal(image.bfloat16().requires_grad_(), valid, **PLAIN)
+    assert (ground.dtype, alpha.dtype) == (torch.bfloat16, torch.float32)
+    assert not ground.requires_grad
+    assert not alpha.requires_grad
+    with FakeTensorMode():
+        image, valid = torch.rand(2, 4, 33, 64), torch.ones(2, 1, 33, 64)
+        assert haze_removal(image, valid, **PLAIN)[0].shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"patch": 8}, "patch of 8"),
+        ({"patch": -1}, "patch of -1"),
+        ({"bands": ()}, r"bands \(\) of 4"),
+        ({"bands": (0, 4)}, r"\(0, 4\) of 4"),
+        ({"clear": 1.5}, "clear ground is 1.5"),
+    ],
+)
+def test_haze_that_cannot_be_found_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        haze_removal(torch.rand(1, 4, 8, 8), torch.ones(1, 1, 8, 8), **PLAIN | change)
 
 
 # --- fills

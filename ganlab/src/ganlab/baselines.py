@@ -171,8 +171,8 @@ def haze_removal(
 
     Clear ground, so the prior, has next to no light in some band of some pixel of every patch. What
     light there is, is haze: its share of the air light is the haze's opacity. The air light is the
-    mean over the 0.1 % of the pixels with the brightest dark channel; opacity is refined by the
-    guided filter (He et al. 2013) with the image as guide, not by matting.
+    mean over the 0.1 % of the pixels with the brightest dark channel, and their equals; opacity is
+    refined by the guided filter (He et al. 2013) with the image as guide, not by matting.
 
     Fields and deserts are not as dark as the streets of the paper. So the dark channel of the
     darkest pixels, ``clear`` of all, counts as that of clear ground (dark-object subtraction,
@@ -222,11 +222,11 @@ def haze_removal(
     light = (wide - zero) * unit
     visible = torch.stack([light[:, band] for band in bands], 1)
 
-    channel = _darkest(visible, counted, patch).masked_fill(~counted, -math.inf).flatten(1)
-    top = channel.topk(math.ceil(channel.shape[1] / 1000), 1)
-    weight = top.values.isfinite().to(wide.dtype)[:, None]
-    pixels = light.flatten(2).gather(2, top.indices[:, None].expand(-1, channels, -1))
-    brightest = ((pixels * weight).sum(2) / weight.sum(2).clamp(min=1))[..., None, None]
+    channel = _darkest(visible, counted, patch).masked_fill(~counted, -math.inf)
+    top = channel.flatten(1).topk(math.ceil(channel[0].numel() / 1000)).values[:, -1]
+    top_pixels = (channel >= top[:, None, None, None]) & counted
+    total = light.masked_fill(~top_pixels, 0.0).sum((2, 3), keepdim=True)
+    brightest = total / top_pixels.sum((2, 3), keepdim=True).clamp(min=1)
     brightest = torch.maximum(brightest, (floor - zero) * unit)
     brightest = torch.where(brightest > 0, brightest, 1.0)
 
