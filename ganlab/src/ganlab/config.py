@@ -325,8 +325,9 @@ class CloudsConfig:
     darkness: float = 0.0
     """Share of the light that the shadow of an opaque cloud takes from the ground."""
     white: tuple[float, ...] = ()
-    """Stored value of the brightest cloud, one for all bands or one for each; if not given, 0.9 of
-    the way to the top of the scaled range, which may be too dark where that is a quantile."""
+    """Stored value of the brightest cloud, one for all bands or one for each; if not given, 0.9 in
+    network units, near the top of the scaled range. Multispectral tiles need true values: a cloud
+    that is white in the cirrus or water vapour band is read off there, and real ones are not."""
     tint: float = 0.1
     """Most by which a cloud is darker than that in a band, in network units."""
     files: tuple[Path, ...] = ()
