@@ -285,6 +285,14 @@ def test_black_ground_without_haze_stays_as_it_is():
     assert alpha.max() < 1e-6
 
 
+def test_black_images_stay_black():
+    black = torch.full((2, 3, 20, 20), -1.0)
+    given = {"dark": [-1.0] * 3, "gain": [1.0] * 3, "bands": (0, 1, 2)}
+    ground, alpha = haze_removal(black, torch.ones(2, 1, 20, 20), **given)
+    assert torch.equal(ground, black)
+    assert not alpha.any()
+
+
 def loops(image, valid, dark, gain, bands, *, patch, clear, strength, least, radius, smoothing):
     """One sample, pixel by pixel, from the papers' equations; numpy."""
     light = (image - np.reshape(dark, (-1, 1, 1))) * np.reshape(gain, (-1, 1, 1))
@@ -344,7 +352,8 @@ def test_haze_removal_by_hand(options):
     image = torch.rand(3, 5, 31, 42, generator=generator, dtype=torch.float64)
     image = image * torch.linspace(0.2, 1, 42) + torch.linspace(0, 1, 31)[:, None] - 1
     valid = (torch.rand(3, 1, 31, 42, generator=generator) > 0.2).double()
-    dark, gain, bands = np.linspace(-1.2, -1, 5), np.linspace(1, 2, 5), (0, 3, 4)
+    # One band that is not visible measures less than nothing.
+    dark, gain, bands = np.array([-1.2, 1, -1.1, -1.1, -1]), np.linspace(1, 2, 5), (0, 3, 4)
     found = haze_removal(image, valid, dark=dark, gain=gain, bands=bands, **options)
     for sample in range(3):
         expected = loops(image[sample].numpy(), valid[sample].numpy(), dark, gain, bands, **options)

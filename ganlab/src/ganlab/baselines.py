@@ -228,9 +228,9 @@ def haze_removal(
     total = light.masked_fill(~top_pixels, 0.0).sum((2, 3), keepdim=True)
     brightest = total / top_pixels.sum((2, 3), keepdim=True).clamp(min=1)
     brightest = torch.maximum(brightest, (floor - zero) * unit)
-    brightest = torch.where(brightest > 0, brightest, 1.0)
 
-    relative = visible / torch.stack([brightest[:, band] for band in bands], 1)
+    white = torch.stack([brightest[:, band] for band in bands], 1)
+    relative = visible / torch.where(white > 0, white, 1.0)
     haze = _darkest(relative, counted, patch)
     if clear is not None:
         ranks = haze.masked_fill(~counted, math.inf).flatten(1).sort(1).values
