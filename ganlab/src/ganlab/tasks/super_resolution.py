@@ -49,7 +49,8 @@ class SuperResolution(Task):
         if any(getattr(config, f"{name}_weight") > 0 for name in played):
             judged = fine.channels + config.conditional * coarse.channels
             self.discriminator = PatchGAN(judged, **vars(config.discriminator))
-        self.batch_coupled = config.matching_weight > 0
+        coupled = features.feature_matching in features.BATCH_COUPLED
+        self.batch_coupled = coupled and config.matching_weight > 0
         self._game = adversarial.LOSSES[config.adversarial]
 
     def _fields(self) -> tuple[Field, Field]:
