@@ -306,6 +306,17 @@ def test_encoding_never_clips_and_decoding_saturates():
         one.decode(torch.tensor([math.nan]).view(1, 1, 1, 1), "uint8")
 
 
+def test_values_far_outside_are_those_of_another_sensor_unless_clouds_are_expected():
+    scaling = Scaling((0.0,), (200.0,), (100.0,))  # -1 to 1; far means below -100 or above 300
+    stored = torch.tensor([-101.0, -99, 150, 299, 301, 499, 501, 999]).view(1, 1, 2, 4)
+    valid = torch.ones(1, 1, 2, 4)
+    valid[..., -1] = 0
+    assert scaling.outside(stored, valid).item() == pytest.approx(4 / 6)
+    for brightest, share in ((0.5, 4 / 6), (2.0, 2 / 6), (2.01, 1 / 6)):
+        white = torch.tensor([brightest]).view(1, 1, 1)
+        assert scaling.outside(stored, valid, white).item() == pytest.approx(share)
+
+
 def test_what_lies_under_invalid_pixels_never_gets_through():
     scaling = Scaling((0.0, 0.0), (2.0, 2.0), (1.5, 0.5))
     stored = torch.full((1, 2, 1, 3), math.nan)

@@ -192,9 +192,14 @@ def _write(
         sources[0] = replace(sources[0], dtype=scene.dtype, nodata=scene.nodata)
     outputs = [_Output(folder, source, scene.grid.scaled(task.scale)) for source in sources]
     for block, valid, stored in blocks:
-        made = stored[sources[1].name][0] > 0 if task.hole else valid
-        for output in outputs:
-            output.write(block, valid, made, stored[output.source.name])
+        made = valid
+        if task.hole:
+            made = stored[sources[1].name][0] > 0
+        elif task.keeps:
+            made = stored[sources[0].name] != scene.read(block)[0]
+        outputs[0].write(block, valid, made, stored[sources[0].name])
+        for output in outputs[1:]:
+            output.write(block, valid, valid, stored[output.source.name])
     for output in outputs:
         output.file.close()
     return outputs
@@ -211,6 +216,14 @@ def _load_filler(config: ApplyConfig, task: Task) -> Task | None:
     filler = load_task(config.fill, average=config.average, device=config.device)
     if filler.hole is None:
         raise InputError(f"--fill {config.fill}: this model fills no holes; give one that does")
+    mine, other = task.outputs[0].source, filler.inputs[0].source
+    shuffled = set(mine.bands) == set(other.bands) and mine.bands != other.bands
+    kinds = [np.dtype(source.dtype).kind for source in (mine, other)]
+    if len(mine.bands) != len(other.bands) or shuffled or kinds[0] != kinds[1]:
+        raise InputError(
+            f"--fill {config.fill}: this model fills {list(other.bands)} of {other.dtype}, the "
+            f"ground has {list(mine.bands)} of {mine.dtype}; give one that was trained on these"
+        )
     return filler
 
 

@@ -108,6 +108,11 @@ class Task(nn.Module, ABC):
         return next((field for field in self.inputs if field.source.kind == "mask"), None)
 
     @property
+    def brightest(self) -> Tensor | None:
+        """What the first input may hold, ``(C, 1, 1)`` in network units, if that is beyond 1."""
+        return None
+
+    @property
     def pixel_size(self) -> float | None:
         """Ground size of an input pixel in training, in units of the CRS; None if not known."""
         return self.spec.pixel_size

@@ -144,6 +144,11 @@ class CloudLayers(Task):
         return FixedBalance(weights), FixedBalance({"adversarial": config.discriminator_factor})
 
     @property
+    def brightest(self) -> Tensor:
+        """Clouds may be far brighter than any ground."""
+        return self.white
+
+    @property
     def last_layer(self) -> Tensor:
         return self.generator.last_layer.weight
 
