@@ -246,7 +246,9 @@ def _fill(
         return np.asarray(alpha[0] > config.opaque) & valid
 
     (folder / "filled").mkdir()
-    filled, invented = _write(folder / "filled", config, filler, seen, opaque, progress)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*has no hole to fill")  # no cloud is opaque
+        filled, invented = _write(folder / "filled", config, filler, seen, opaque, progress)
     origin = _Output(folder, ORIGIN, scene.grid)
     with rasterio.open(filled.plain) as made, rasterio.open(invented.plain) as new:
         for _, block in made.block_windows(1):
