@@ -122,7 +122,7 @@ def test_help_lists_the_commands(capsys):
     text = helped(capsys)
     for name in cli.COMMANDS:
         assert f"• {name}" in text
-    for name in ("pix2pix", "inpainting", "two-stage"):
+    for name in cli.COMMANDS["train"]:
         assert f"• {name}" in helped(capsys, "train")
 
 
@@ -238,6 +238,64 @@ def test_from_tiles_to_a_filled_scene(workplace, tmp_path, task):
     assert out.stderr.startswith("ganlab: warning: ")
     assert out.stderr.count("\n") == 1
     assert "photo.tif has no hole to fill" in out.stderr
+
+
+def typed(capsys, line):
+    """A command, in this process; what it printed."""
+    cli.main(line.split())
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+@pytest.mark.usefixtures("inside")
+def test_from_tiles_to_a_scene_without_clouds(capsys, tmp_path):
+    """Two runs one after the other: what is thin is seen through, what is opaque invented."""
+    line = f"train cloud-layers --tiles tiles --to {tmp_path}/run --steps 2 {QUICK}"
+    out = typed(capsys, f"{line} --clouds.thickness 0.5 0.9 --clouds.white 250 --order sequential")
+    assert out == f"{tmp_path}/run: trained to step 2\n"
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["task"] == "cloud_layers"
+    assert about["settings"]["clouds"]["thickness"] == [0.5, 0.9]
+    assert about["settings"]["clouds"]["white"] == [250]
+    out = typed(capsys, f"evaluate --run {tmp_path}/run")
+    for words in ("model", "dark channel", "copy the input", "thin L1", "alpha L1"):
+        assert words in out
+    line = f"apply --run {tmp_path}/run --scene photo.tif --to {tmp_path}/made.tif"
+    assert typed(capsys, line).split() == [f"{tmp_path}/made{x}.tif" for x in ("", "-alpha")]
+    with rasterio.open(tmp_path / "made-alpha.tif") as file:
+        alpha = file.read(1)
+    level = float(np.median(alpha))
+    line += f" --overwrite --fill filler --opaque {level}"
+    names = [f"{tmp_path}/made{x}.tif" for x in ("", "-alpha", "-origin")]
+    assert typed(capsys, line).split() == names
+    with rasterio.open(names[2]) as origin, rasterio.open("photo.tif") as photo:
+        assert (origin.crs, origin.transform) == (photo.crs, photo.transform)
+        assert np.array_equal(origin.read(1) == 2, alpha > level)
+
+
+@pytest.mark.usefixtures("inside")
+def test_from_nested_scenes_to_finer_ones(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    profile = {"driver": "GTiff", "width": 192, "height": 192, "count": 1, "dtype": "uint8"}
+    place = from_origin(0, 96, 0.5, 0.5)
+    with rasterio.open(
+        tmp_path / "fine.tif", "w", crs="EPSG:32633", transform=place, **profile
+    ) as file:
+        file.write(rng.integers(1, 255, (1, 192, 192), dtype=np.uint8))
+    line = f"tile --images photo.tif --fine {tmp_path}/fine.tif --to {tmp_path}/tiles --size 32"
+    assert typed(capsys, line).startswith(f"{tmp_path}/tiles: 9 tiles of 32 x 32 pixels")
+    line = f"train super-resolution --tiles {tmp_path}/tiles --to {tmp_path}/run --steps 2 {QUICK}"
+    more = "--image fine --coarse image --factor 2 --reconstruction-schedule.shape fade_out"
+    assert typed(capsys, f"{line} {more}") == f"{tmp_path}/run: trained to step 2\n"
+    out = typed(capsys, f"evaluate --run {tmp_path}/run")
+    for words in ("fine on ", "model", "bicubic", "nearest", "checkerboard"):
+        assert words in out
+    line = f"apply --run {tmp_path}/run --scene photo.tif --to {tmp_path}/made.tif"
+    assert typed(capsys, line) == f"{tmp_path}/made.tif\n"
+    with rasterio.open(tmp_path / "made.tif") as made:
+        assert made.read().shape == (1, 192, 192)
+        assert (made.transform, made.crs.to_epsg()) == (place, 32633)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(workplace, tmp_path):
@@ -367,7 +425,9 @@ def test_wrong_input_gives_one_line(capsys, line):
     [
         ("", "Expected one of {toytown"),
         ("paint", "paint"),
-        ("train", "{pix2pix, inpainting, two-stage}"),
+        ("train", "{pix2pix, inpainting, cloud-layers,"),
+        ("train super-resolution --tiles tiles --to new --enlarge bicubic", "bicubic"),
+        ("train cloud-layers --tiles tiles --to new --order both", "both"),
         ("train inpainting --tiles tiles --to new --holes.kinds star", "star"),
         ("train inpainting --tiles tiles --to new --holes.coverage 0.2", "coverage"),
         ("train inpainting --tiles tiles --to new --refinement.width 4", "--refinement.width"),
@@ -398,7 +458,7 @@ def test_what_tyro_refuses(capsys, line, says):
         ("--holes.coverage 0.5 0.2", "coverage of holes is (0.5, 0.2)"),
         ("--holes.kinds file", "no mask to cut pieces from"),
         ("--holes.kinds file --holes.files gone.tif", "gone.tif cannot be opened"),
-        ("--holes.kinds file --holes.files photo.tif", "photo.tif has 3 bands; a mask has one"),
+        ("--holes.kinds file --holes.files photo.tif", "photo.tif has 3 bands, expected one"),
         ("--holes.kinds file --holes.files map.tif", "map.tif: mask read as nonzero holds 3"),
         ("--discriminator.layers 4", "too small for a PatchGAN"),
         ("--perceptual-weight 1 --features.weights gone.pth", "cannot read weights from gone.pth"),

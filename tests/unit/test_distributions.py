@@ -10,6 +10,7 @@ from ganlab.distributions import (
     frechet_distance,
     kernel_distance,
     kernel_distance_interval,
+    resampled_interval,
 )
 from ganlab.errors import InputError
 
@@ -223,6 +224,44 @@ def test_bootstrap_intervals_follow_the_seed_and_ignore_nan_by_pairs():
     assert bootstrap_interval([2.0, np.nan]) == (2.0, 2.0)
     inner, outer = (bootstrap_interval(values, level=level) for level in (0.5, 0.99))
     assert outer[0] < inner[0] < values.mean() < inner[1] < outer[1]
+
+
+def test_any_number_of_resampled_tiles():
+    """Two tiles of 0 and 1: their mean is 0, 1/2 or 1, with probability 1/4, 1/2, 1/4."""
+    values, seen = np.array([0.0, 1.0]), []
+
+    def mean(tiles):
+        seen.append(tiles)
+        return values[tiles].mean()
+
+    assert resampled_interval(mean, 2) == (0.0, 1.0)
+    assert len(seen) == 2000
+    assert all(tiles.shape == (2,) and set(tiles.tolist()) <= {0, 1} for tiles in seen)
+    shares = np.bincount([t.sum() for t in seen], minlength=3) / 2000
+    assert np.abs(shares - [0.25, 0.5, 0.25]).max() < 0.05
+    assert resampled_interval(mean, 2, level=0.4) == (0.5, 0.5)
+    # A number that is no mean: the largest of ten is missed with probability 0.9**10 = 0.35.
+    largest = [resampled_interval(lambda t: t.max(), 10, level=v) for v in (0.2, 0.95)]
+    assert largest[0] == (9, 9)
+    assert 6 <= largest[1][0] < 8
+    assert largest[1][1] == 9
+
+
+def test_resampled_means_are_those_of_the_bootstrap():
+    values = DICE(0).normal(size=400)
+    found = resampled_interval(lambda tiles: values[tiles].mean(), 400, seed=3)
+    assert found == bootstrap_interval(values, seed=3)
+    error = values.std() / 20
+    assert found == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error),
+                                  abs=0.25 * error)  # fmt: skip
+    assert found != resampled_interval(lambda tiles: values[tiles].mean(), 400, seed=4)
+    seen = []
+    resampled_interval(lambda tiles: seen.append(tiles) or 0.0, 400, resamples=7)
+    assert len(seen) == 7
+    assert all(math.isnan(end) for end in resampled_interval(lambda tiles: 1 / 0, 0))
+    for level in (0, 1, 95):
+        with pytest.raises(InputError, match=f"an interval of level {level}: expected a share"):
+            resampled_interval(lambda tiles: 0.0, 5, level=level)
 
 
 BAD = [

@@ -13,6 +13,8 @@ from rasterio.transform import from_origin
 from ganlab import evaluation, metrics
 from ganlab.baselines import ClassMedian, harmonic_fill, mean_fill, nearest_fill
 from ganlab.config import (
+    CloudLayersConfig,
+    CloudsConfig,
     EncoderDecoderConfig,
     EvaluateConfig,
     HoleJudgeConfig,
@@ -20,6 +22,7 @@ from ganlab.config import (
     PatchGANConfig,
     Pix2PixConfig,
     SplitConfig,
+    SuperResolutionConfig,
     TilingConfig,
     TrainingConfig,
     TwoStageConfig,
@@ -31,6 +34,8 @@ from ganlab.data.tiling import tile
 from ganlab.distributions import bootstrap_interval
 from ganlab.errors import InputError
 from ganlab.evaluation import evaluate, table
+from ganlab.randomness import derived_seed
+from ganlab.resolution import enlarge
 from ganlab.tasks.base import Field
 from ganlab.training import load_task, train
 
@@ -377,3 +382,164 @@ def test_the_table():
         "model             0.5000     21.2500",
         "class median      1.0000      2.0000",
     ]
+
+
+# Cloud layers and finer pixels
+
+BARE = UNetConfig(width=4, depth=2, norm="channel", up="resize", dropout=0.0)
+BRIEF = TrainingConfig(
+    steps=3, batch_size=4, split=SplitConfig(block=32), tensorboard=False, generator_lr=2e-3
+)
+SPLIT = SplitConfig(block=32)
+
+
+@pytest.fixture(scope="module")
+def layers(store, tmp_path_factory):
+    """A run that parts clouds from ground, barely trained."""
+    clouds = CloudsConfig(coverage=(0.5, 0.7), thickness=(0.6, 1.0), darkness=0.3)
+    config = CloudLayersConfig(generator=BARE, clouds=clouds)
+    return train(config, store.path, tmp_path_factory.mktemp("layers") / "run", BRIEF)
+
+
+@pytest.fixture(scope="module")
+def finer(store, tmp_path_factory):
+    """A run that doubles the resolution, barely trained."""
+    judge = PatchGANConfig(width=4, layers=1, norm="none")
+    config = SuperResolutionConfig(generator=BARE, discriminator=judge, enlarge="transposed")
+    return train(config, store.path, tmp_path_factory.mktemp("finer") / "run", BRIEF)
+
+
+def mean_over_tiles(values, where):
+    """Mean over bands and chosen pixels of each tile, then over the tiles that have some."""
+    v, w = np.asarray(values), np.asarray(where) > 0
+    w = np.broadcast_to(w, v.shape)
+    return np.mean([x[k].mean() for x, k in zip(v, w, strict=True) if k.any()])
+
+
+def test_thin_cloud_stands_first_and_alpha_has_its_own_number(store, layers):
+    result = evaluate(EvaluateConfig(layers, batch_size=3))
+    rows = result["rows"]
+    assert list(rows) == ["model", "dark channel", "copy the input"]
+    task = load_task(layers)
+    batch = task.prepare(whole(task, store, store.split(SPLIT).test))
+    image, alpha, valid = (batch[name].numpy() for name in ("image", "alpha", "valid"))
+    thin, clear = (alpha > 0.05) & (alpha <= 0.75), alpha <= 0.05
+    assert 0.1 < thin.mean() < 0.9
+    assert clear.any()
+    out = task.sample(batch, 0)
+    made = {"model": (out["image"], out["alpha"]), "copy the input": (batch["cloudy"], 0 * alpha)}
+    for name, (ground, layer) in made.items():
+        error = np.abs(np.asarray(ground) - image)
+        expected = {
+            "thin L1": mean_over_tiles(error, thin & (valid > 0)),
+            "clear L1": mean_over_tiles(error, clear & (valid > 0)),
+            "L1": mean_over_tiles(error, valid),
+            "alpha L1": mean_over_tiles(np.abs(np.asarray(layer) - alpha), valid),
+        }
+        for metric, value in expected.items():
+            assert rows[name][metric] == pytest.approx(value, rel=1e-4, abs=1e-7), (name, metric)
+    assert rows["copy the input"]["clear L1"] < 0.2 * rows["copy the input"]["thin L1"]
+    columns = list(rows["model"])
+    assert all(list(row) == columns for row in rows.values())
+    assert columns[:2] == ["thin L1", "thin PSNR"]
+    assert {"spectrum d.", "gradient d.", "thin SSIM", "PSNR"} <= set(columns)
+    assert not {"consistency", "checkerboard", "seam"} & set(columns)
+    haze, _ = rows["dark channel"], rows.pop("model")
+    assert 0 < haze["alpha L1"] < 1
+    assert haze["thin L1"] != rows["copy the input"]["thin L1"]
+    assert set(result["intervals"]) == set(rows)
+    for found in result["intervals"].values():
+        assert list(found) == ["thin L1", "thin PSNR", "spectrum d.", "gradient d."]
+
+
+def test_intervals_of_textures_against_a_loop(store, layers, monkeypatch):
+    """The same tiles for both methods in every resample, and those of the truth."""
+    monkeypatch.setattr(evaluation, "RESAMPLES", 25)
+    found = evaluate(EvaluateConfig(layers, "validation"))["intervals"]["copy the input"]
+    task = load_task(layers)
+    batch = task.prepare(whole(task, store, store.split(SPLIT).validation))
+    images = [task.sample(batch, 0)["image"], batch["cloudy"], batch["image"]]
+    n, dice = len(images[0]), np.random.default_rng(derived_seed(0, "bootstrap"))
+    assert n > 2
+    gains = {"spectrum": [], "gradient": []}
+    for _ in range(25):
+        chosen = torch.from_numpy(dice.integers(n, size=n))
+        textures = []
+        for image in images:
+            textures.append(metrics.Texture())
+            textures[-1].update(image[chosen], batch["valid"][chosen])
+        model, other = (t.distance(textures[2]) for t in textures[:2])
+        for kind, values in gains.items():
+            values.append(float(model[kind] - other[kind]))
+    for kind, values in gains.items():
+        expected = np.quantile(values, [0.025, 0.975])
+        assert expected[0] < expected[1]
+        assert found[f"{kind} d."] == pytest.approx(expected, rel=1e-3, abs=1e-6), kind
+
+
+def test_finer_pixels_beside_enlargements(store, finer):
+    rows = evaluate(EvaluateConfig(finer, batch_size=3))["rows"]
+    assert list(rows) == ["model", "bicubic", "bilinear", "nearest"]
+    task = load_task(finer)
+    batch = task.prepare(whole(task, store, store.split(SPLIT).test))
+    image, coarse, valid = batch["image"], batch["coarse"], batch["valid"].numpy()
+    assert valid.mean() < 0.8
+    made = {name: enlarge(coarse, 2, name) for name in ("bicubic", "bilinear", "nearest")}
+    made["model"] = task.sample(batch, 0)["image"]
+    fine = valid.repeat(2, 2).repeat(2, 3)
+    true = metrics.checkerboard(image, torch.from_numpy(fine), 2).mean()
+    for name, picture in made.items():
+        means = picture.numpy().reshape(*coarse.shape[:2], 16, 2, 16, 2).mean((3, 5))
+        energy = metrics.checkerboard(picture, torch.from_numpy(fine), 2).mean()
+        expected = {
+            "L1": mean_over_tiles(np.abs((picture - image).numpy()), fine),
+            "consistency": mean_over_tiles(np.abs(means - coarse.numpy()), valid),
+            "checkerboard": float(energy / true),
+        }
+        for metric, value in expected.items():
+            assert rows[name][metric] == pytest.approx(value, rel=1e-3, abs=1e-6), (name, metric)
+    assert rows["nearest"]["consistency"] < 1e-6 < rows["bilinear"]["consistency"]
+    assert list(rows["model"])[:2] == ["L1", "PSNR"]
+    assert "alpha L1" not in rows["model"]
+
+
+def test_the_truth_has_one_checkerboard_of_its_own(finer, monkeypatch, tmp_path):
+    task = load_task(finer)
+    task.generate = lambda batch: {"image": batch["image"]}
+    monkeypatch.setattr(evaluation, "load_task", lambda *_, **__: task)
+    rows = evaluate(EvaluateConfig(finer, to=tmp_path / "x.json"))["rows"]
+    assert rows["model"]["checkerboard"] == pytest.approx(1)
+    assert rows["model"]["L1"] == rows["model"]["spectrum d."] == rows["model"]["gradient d."] == 0
+    assert rows["model"]["consistency"] < 1e-6
+
+
+def test_other_bands_are_enlarged_as_their_best_mixture(tmp_path):
+    """One fine band of three coarse ones: by least squares on the training tiles, from numpy."""
+    rng = np.random.default_rng(0)
+    fine = rng.integers(1, 200, (1, 320, 320), np.uint8)
+    area = fine[0].reshape(160, 2, 160, 2).mean((1, 3))
+    coarse = np.stack([area + 20, 250 - area, rng.uniform(0, 250, area.shape)]).round()
+    paths = write(tmp_path / "c.tif", coarse.astype(np.uint8)), str(tmp_path / "f.tif")
+    profile = {"driver": "GTiff", "width": 320, "height": 320, "count": 1, "dtype": "uint8"}
+    place = from_origin(0, 500, 0.5, 0.5)
+    with rasterio.open(paths[1], "w", crs="EPSG:32633", transform=place, **profile) as file:
+        file.write(fine)
+    store = tile(TilingConfig((paths[0],), tmp_path / "tiles", fine=(paths[1],), size=32))
+    config = SuperResolutionConfig(
+        image="fine", coarse="image", generator=BARE, adversarial_weight=0.0
+    )
+    run = train(config, store.path, tmp_path / "run", BRIEF)
+    rows = evaluate(EvaluateConfig(run))["rows"]
+    assert list(rows) == ["model", "bicubic", "bilinear", "nearest"]
+    assert all("consistency" not in row for row in rows.values())  # of other bands
+    task, split = load_task(run), store.split(SPLIT)
+    known = whole(task, store, split.train)
+    small = known["fine"].double().numpy().reshape(-1, 32, 2, 32, 2).mean((2, 4)).ravel()
+    x = known["image"].double().permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+    weights = np.linalg.lstsq(np.column_stack([np.ones(len(x)), x]), small, rcond=None)[0]
+    batch = whole(task, store, split.test)
+    mixed = np.einsum("c,ncyx->nyx", weights[1:], batch["image"].double().numpy()) + weights[0]
+    for name in ("bicubic", "bilinear", "nearest"):
+        made = enlarge(torch.from_numpy(mixed)[:, None], 2, name)
+        expected = (made - batch["fine"]).abs().mean().item()
+        assert rows[name]["L1"] == pytest.approx(expected, rel=1e-3)

@@ -268,7 +268,7 @@ def test_every_file_is_used(hole_task, tmp_path):
         (stripes("uint8", 1, 0, size=20), {}, "a mask has only 20 rows"),
         (np.arange(64 * 64, dtype=np.uint8).reshape(64, 64), {}, r"mask\.tif: .*256 values"),
         (stripes("float32", 1, 0), {"read_as": "landsat_c2"}, r"mask\.tif: .*float32"),
-        (np.zeros((2, 64, 64), np.uint8), {}, r"mask\.tif has 2 bands; a mask has one"),
+        (np.zeros((2, 64, 64), np.uint8), {}, r"mask\.tif has 2 bands, expected one"),
         (None, {}, r"mask\.tif cannot be opened"),
     ],
     ids=["too small", "classes", "no bits", "two bands", "no file"],

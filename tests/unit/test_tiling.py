@@ -286,6 +286,27 @@ def test_finer_sources_lie_over_the_same_ground(tmp_path, scale):
     store.verify()
 
 
+def test_finer_rasters_are_a_source_of_the_configuration(tmp_path):
+    pair, fine, path = nested(tmp_path)
+    store = tile(TilingConfig(**pair, fine=(path,)))
+    assert (store.sources["fine"].kind, store.sources["fine"].factor) == ("image", 2)
+    last = store.tiles[-1]
+    at = (slice(2 * last.row, 2 * last.row + 32), slice(2 * last.column, 2 * last.column + 32))
+    np.testing.assert_array_equal(store.read("fine", [last.tile])[0], fine[(slice(None), *at)])
+    assert np.argwhere(store.read("valid", [0])[0, 0] == 0).tolist() == [[1, 2]]
+    other = tile(
+        TilingConfig(**pair | {"to": tmp_path / "more"}), more={"fine": ((path,), "image")}
+    )
+    assert contents(store.path) == contents(other.path)  # nor does a path of this machine stay
+    for wrong, match in (
+        ((path, path), "1 images, 2 fines, 1 groups: give one of each"),
+        ((str(tmp_path / "gone.tif"),), "gone.tif cannot be opened"),
+    ):
+        with pytest.raises(InputError, match=match):
+            tile(TilingConfig(**pair | {"to": tmp_path / "wrong"}, fine=wrong))
+        assert not (tmp_path / "wrong").exists()
+
+
 def test_finer_sources_must_nest(tmp_path):
     pair, fine, path = nested(tmp_path)
     shifted = from_origin(500_000.5, 5_000_000, 1, 1)
