@@ -312,9 +312,9 @@ def test_values_far_outside_are_those_of_another_sensor_unless_clouds_are_expect
     valid = torch.ones(1, 1, 2, 4)
     valid[..., -1] = 0
     assert scaling.outside(stored, valid).item() == pytest.approx(4 / 6)
-    for brightest, share in ((0.5, 4 / 6), (2.0, 2 / 6), (2.01, 1 / 6)):
-        white = torch.tensor([brightest]).view(1, 1, 1)
-        assert scaling.outside(stored, valid, white).item() == pytest.approx(share)
+    for value, share in ((0.5, 4 / 6), (2.0, 2 / 6), (2.01, 1 / 6), (-1.5, 3 / 6)):
+        cloud = torch.tensor([value]).view(1, 1, 1)
+        assert scaling.outside(stored, valid, cloud).item() == pytest.approx(share)
 
 
 def test_what_lies_under_invalid_pixels_never_gets_through():

@@ -48,8 +48,6 @@ SWATH = 8192
 """Width in pixels of the part of a scene that is blended at a time."""
 UNLIKE = 0.05
 """Share of pixels far outside the training's range above which ``apply`` warns."""
-CLOUD = 0.05
-"""Alpha above which a pixel is not judged by that range."""
 CACHE_BYTES = 128 * 2**20
 STRIP = 512
 """Rows of a mask that are checked at a time."""
@@ -294,7 +292,7 @@ def generate_scene(
     if holes is None and task.hole is not None:
         holes = missing_pixels
     field, far, measured, asked = task.inputs[0], 0.0, 0, False
-    brightest = None if task.brightest is None else task.brightest.cpu()
+    also = None if task.beyond is None else task.beyond.cpu()
     for members, left, right in swaths:
         canvas = _Canvas(task, rows[0].size, members[0].start, members[-1].stop)
         for row, final in zip(rows, finals, strict=True):
@@ -317,10 +315,8 @@ def generate_scene(
             yield place, (valid | hole).repeat(scale, 0).repeat(scale, 1), stored_units
             if field.scaling is not None:  # every eighth row is enough to judge by
                 values = torch.from_numpy(stored[None, :, ::8].astype(np.float32))
-                known = torch.from_numpy(
-                    (valid & ~hole & ~_clouded(task, composed))[None, None, ::8]
-                )
-                far += float(field.scaling.outside(values, known, brightest) * known.sum())
+                known = torch.from_numpy((valid & ~hole)[None, None, ::8])
+                far += float(field.scaling.outside(values, known, also) * known.sum())
                 measured += int(known.sum())
     if holes and not asked:
         warnings.warn(
@@ -331,12 +327,6 @@ def generate_scene(
     if far > UNLIKE * measured:
         share = f"{far / measured:.0%} of the valid pixels of {scene.file} lie far outside the"
         warnings.warn(f"{share} range of the training: other sensor, units or bands?", stacklevel=2)
-
-
-def _clouded(task: Task, composed: Mapping[str, Array]) -> Bools:
-    """Where a model found cloud, which training never met as ground: ``(h, w)``, or False."""
-    found = [composed[f.name][0, 0] > CLOUD for f in task.outputs if f.source.kind == "alpha"]
-    return np.logical_or.reduce(found) if found else np.zeros((), bool)
 
 
 def missing_pixels(window: Window, valid: Bools) -> Bools:

@@ -81,15 +81,15 @@ class Scaling:
         stored = np.clip(np.rint(values) if whole else values, limits.min, limits.max)
         return np.asarray(stored.astype(dtype))
 
-    def outside(self, stored: Tensor, valid: Tensor, brightest: Tensor | None = None) -> Tensor:
+    def outside(self, stored: Tensor, valid: Tensor, also: Tensor | None = None) -> Tensor:
         """Share of valid values beyond twice the scaled range: data unlike the training's.
 
-        ``brightest`` ``(C, 1, 1)`` is the upper end of what is expected, in network units, where
-        that is beyond 1.
+        ``also`` ``(C, 1, 1)`` is a value in network units up to which the range is widened.
         """
         scaled = self.encode(stored, valid)
-        high = 2.0 if brightest is None else 2 * brightest.clamp(min=1)
-        far = ((scaled < -2) | (scaled > high)) & (valid > 0)
+        also = torch.zeros(()) if also is None else also
+        low, high = 2 * also.clamp(max=-1), 2 * also.clamp(min=1)
+        far = ((scaled < low) | (scaled > high)) & (valid > 0)
         return far.sum() / (valid.sum() * stored.shape[1]).clamp(min=1)
 
 

@@ -108,8 +108,8 @@ class Task(nn.Module, ABC):
         return next((field for field in self.inputs if field.source.kind == "mask"), None)
 
     @property
-    def brightest(self) -> Tensor | None:
-        """What the first input may hold, ``(C, 1, 1)`` in network units, if that is beyond 1."""
+    def beyond(self) -> Tensor | None:
+        """What is normal in scenes beyond the range of the tiles: ``(C, 1, 1)``, network units."""
         return None
 
     @property

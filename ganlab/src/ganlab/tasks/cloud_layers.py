@@ -144,8 +144,8 @@ class CloudLayers(Task):
         return FixedBalance(weights), FixedBalance({"adversarial": config.discriminator_factor})
 
     @property
-    def brightest(self) -> Tensor:
-        """Clouds may be far brighter than any ground."""
+    def beyond(self) -> Tensor:
+        """Clouds are far brighter than the ground, and colder."""
         return self.white
 
     @property
