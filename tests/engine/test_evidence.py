@@ -151,3 +151,48 @@ def test_verdict_without_an_opponent_the_fill_is_as_near_as_the_smooth_one() -> 
         assert excludes_zero([result], "nearest fill", "hole L1")
         rows = result["rows"]
         assert rows["model"]["hole L1"] < 1.02 * rows["harmonic fill"]["hole L1"]
+
+
+def test_verdict_finer_pixels() -> None:
+    """Chapter 13: against bicubic, and settings against each other, seed by seed."""
+
+    def of(data: str, setting: str, metric: str) -> list[float]:
+        return [result["rows"]["model"][metric] for result in stored("13", data, setting)]
+
+    def better(data: str, setting: str, metric: str) -> int:
+        ends = [r["intervals"]["bicubic"][metric] for r in stored("13", data, setting)]
+        return sum(low > 0 if metric == "PSNR" else high < 0 for low, high in ends)
+
+    texture = ("spectrum d.", "gradient d.")
+    for data, settings in {
+        "toytown": ("l1", "gan", "matching", "similarity", "factor4"),
+        "ground": ("l1", "gan"),
+        "clear": ("l1", "gan"),
+    }.items():
+        for setting in settings:
+            assert all(better(data, setting, m) == 3 for m in ("PSNR", *texture)), (data, setting)
+    for metric in texture:
+        assert every(of("toytown", "gan", metric), of("toytown", "l1", metric))
+        assert every(of("clear", "gan", metric), of("clear", "l1", metric))
+    assert every(of("toytown", "l1", "L1"), of("toytown", "gan", "L1"))
+    # Style from the batch's mean, content image by image.
+    assert every(
+        of("toytown", "matching", "gradient d."), of("toytown", "similarity", "gradient d.")
+    )
+    assert every(of("toytown", "similarity", "L1"), of("toytown", "matching", "L1"))
+    # Without L1 the game costs what it had gained, and leaves patterns.
+    assert better("toytown", "fade", "PSNR") == 1
+    assert min(of("toytown", "fade", "checkerboard")) > 2
+    # The order of the stages that double; none has more of a pattern than the truth by much.
+    transposed = of("toytown", "transposed", "checkerboard")
+    for setting in ("subpixel", "resize"):
+        assert every(of("toytown", setting, "checkerboard"), transposed)
+    assert max(transposed) < 1.5
+    harder = [0.6 * error for error in of("toytown", "subpixel", "L1")]
+    assert every(of("toytown", "autoencoder", "L1"), harder)
+    # Of more use than the answer itself: to start at the enlargement.
+    assert every(of("toytown", "l1", "L1"), of("toytown", "autoencoder", "L1"))
+    assert better("toytown", "transposed", "PSNR") == better("toytown", "subpixel", "PSNR") == 0
+    # With clouds that are displaced between bands, the table is not what it seems.
+    assert better("landsat", "l1", "PSNR") == 3
+    assert better("landsat", "l1", "gradient d.") == 0
