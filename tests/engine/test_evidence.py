@@ -86,6 +86,25 @@ def test_verdict_less_weight_on_l1_leaves_more_to_the_opponent() -> None:
     assert every(numbers("toytown", "gan", "L1"), numbers("toytown", "lambda10", "L1"))
 
 
+def test_verdict_on_the_town_a_patch_of_34_pixels_leaves_the_best_texture() -> None:
+    for patch in ("patch16", "patch70", "patch142"):
+        others = [result["rows"]["model"] for result in stored("05", "toytown", patch)]
+        for metric in ("spectrum d.", "gradient d."):
+            assert every(numbers("toytown", "gan", metric), [other[metric] for other in others])
+
+
+@pytest.mark.parametrize("setting", ["residual", "residual-time"])
+def test_verdict_on_the_town_residual_blocks_gain_gradients_and_lose_the_spectrum(
+    setting: str,
+) -> None:
+    rows = [result["rows"]["model"] for result in stored("05", "toytown", setting)]
+    plain = {m: numbers("toytown", "gan", m) for m in ("L1", "spectrum d.", "gradient d.")}
+    assert every([row["gradient d."] for row in rows], plain["gradient d."])
+    assert every(plain["spectrum d."], [row["spectrum d."] for row in rows])
+    less = [row["L1"] < value for row, value in zip(rows, plain["L1"], strict=True)]
+    assert sum(less) == (3 if setting == "residual" else 2)
+
+
 def test_a_rotating_sample_is_made_again(
     evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
