@@ -317,9 +317,11 @@ class CloudsConfig:
     """Which clouds are laid over clear tiles, for training and for evaluation."""
 
     coverage: tuple[float, float] = (0.3, 0.8)
-    """Share of a tile inside the clouds' edge (of files: their mean alpha), drawn between these."""
+    """Share of a tile inside the clouds' edge, drawn between these; of files, their mean alpha
+    before thickness is applied."""
     thickness: tuple[float, float] = (0.3, 1.0)
-    """Alpha in the middle of clouds, drawn between these; 1 hides the ground."""
+    """Alpha in the middle of clouds, drawn between these; 1 hides the ground. That of files is
+    multiplied by it."""
     softness: float = 2.0
     """0.1 gives hard edges, 3 haze."""
     darkness: float = 0.0
@@ -499,8 +501,8 @@ class ApplyConfig:
     """Width of the windows that go through the network; at least twice the overlap is taken."""
     overlap: int = 128
     """Pixels that neighbouring windows share and blend, rounded up to the network's stride. From
-    eight strides on (twelve with up "subpixel"), a U-Net of plain blocks with norm "channel" or
-    "batch" gives the same in any window."""
+    eight strides on (twelve with up "subpixel", and for finer pixels; sixteen for sequential cloud
+    layers), a U-Net of plain blocks with norm "channel" or "batch" gives the same in any window."""
     batch_size: int = 4
     """Windows at a time."""
     bands: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ class SuperResolution(Task):
         if config.coarse is None:
             fine, scaling = image_field(spec, config.image, (COARSE,))
             return fine, Field(replace(fine.source, name=COARSE), scaling)
-        coarse, _ = image_field(spec, config.coarse, (COARSE,))
+        coarse, _ = image_field(spec, config.coarse, ())
         fine = field(spec, config.image)
         if fine.scaling is None or fine.source.factor != config.factor:
             raise InputError(
