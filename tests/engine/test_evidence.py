@@ -215,3 +215,36 @@ def test_verdict_finer_pixels() -> None:
     # With clouds that are displaced between bands, the table is not what it seems.
     assert better("landsat", "l1", "PSNR") == 3
     assert better("landsat", "l1", "gradient d.") == 0
+
+
+def test_verdict_ground_through_thin_cloud() -> None:
+    """Chapter 8. By network, not by rule; what covering moves; what two networks and L2 change."""
+
+    def of(data: str, setting: str, metric: str) -> list[float]:
+        return [result["rows"]["model"][metric] for result in stored("08", data, setting)]
+
+    settings = {
+        "toytown": ("joint", "bare", "sequential", "l2", "gan"),
+        "ground": ("joint", "bare", "sequential", "real"),
+        "spectral": ("spectrum",),
+    }
+    for data, names in settings.items():
+        for setting in names:
+            results = stored("08", data, setting)
+            for baseline in ("dark channel", "copy the input"):
+                assert excludes_zero(results, baseline, "thin L1"), (data, setting)
+    for data in ("toytown", "ground"):
+        # Covering frees clear pixels from the effort for thick cloud; thin cloud hardly notices.
+        joint, bare = of(data, "joint", "clear L1"), of(data, "bare", "clear L1")
+        assert every([1.05 * error for error in joint], bare)
+        assert every(of(data, "joint", "alpha L1"), of(data, "bare", "alpha L1"))
+        pairs = zip(of(data, "joint", "thin L1"), of(data, "bare", "thin L1"), strict=True)
+        assert all(0.95 < b / a < 1.05 for a, b in pairs)
+        for metric in ("thin L1", "clear L1"):
+            assert every(of(data, "sequential", metric), of(data, "joint", metric))
+    l2, l1 = (of("toytown", setting, "thin L1") for setting in ("l2", "joint"))
+    assert all(0.95 < b / a < 1.05 for a, b in zip(l1, l2, strict=True))
+    for metric in ("clear L1", "alpha L1"):
+        assert every(of("toytown", "joint", metric), of("toytown", "l2", metric))
+    gan = of("toytown", "gan", "thin L1")
+    assert all(0.95 < b / a < 1.05 for a, b in zip(l1, gan, strict=True))
