@@ -105,6 +105,26 @@ def test_verdict_on_the_town_residual_blocks_gain_gradients_and_lose_the_spectru
     assert sum(less) == (3 if setting == "residual" else 2)
 
 
+def test_verdict_on_the_coast_a_large_patch_has_less_error_and_the_better_spectrum() -> None:
+    large = [result["rows"]["model"] for result in stored("05", "sentinel2", "patch142")]
+    for metric in ("L1", "spectrum d."):
+        assert every([row[metric] for row in large], numbers("sentinel2", "gan", metric))
+    small = [result["rows"]["model"] for result in stored("05", "sentinel2", "patch16")]
+    gradients = [row["gradient d."] for row in small]
+    assert every(numbers("sentinel2", "gan", "gradient d."), gradients)
+
+
+@pytest.mark.parametrize("setting", ["residual", "residual-time"])
+def test_verdict_on_the_coast_residual_blocks_gain_error_alone(setting: str) -> None:
+    rows = [result["rows"]["model"] for result in stored("05", "sentinel2", setting)]
+    assert every([row["L1"] for row in rows], numbers("sentinel2", "gan", "L1"))
+    spectra = [row["spectrum d."] for row in rows]
+    assert every(numbers("sentinel2", "gan", "spectrum d."), spectra)
+    if setting == "residual":
+        gradients = [row["gradient d."] for row in rows]
+        assert every(numbers("sentinel2", "gan", "gradient d."), gradients)
+
+
 def test_a_rotating_sample_is_made_again(
     evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
