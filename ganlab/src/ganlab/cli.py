@@ -26,6 +26,7 @@ from ganlab.config import (
     ToytownConfig,
     TrainingConfig,
     TwoStageConfig,
+    VAEConfig,
 )
 from ganlab.errors import InputError, TrainingFailed
 
@@ -132,6 +133,7 @@ COMMANDS: dict[str, Any] = {
         "inpainting": _trains(InpaintingConfig, "Fill holes in one stage."),
         "cloud-layers": _trains(CloudLayersConfig, "Part thin cloud and the ground below it."),
         "super-resolution": _trains(SuperResolutionConfig, "Make finer pixels from coarse ones."),
+        "vae": _trains(VAEConfig, "Code tiles as Gaussians and make them again."),
         "two-stage": _trains(TwoStageConfig, "Fill holes coarsely, then refine with attention."),
     },
     "resume": resume,

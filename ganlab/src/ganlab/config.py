@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 Norm = Literal["batch", "instance", "channel", "none"]
 Up = Literal["transposed", "resize", "subpixel"]
-Adversarial = Literal["vanilla", "least_squares", "hinge"]
+Adversarial = Literal["vanilla", "least_squares", "hinge", "wasserstein", "relativistic"]
 HoleKind = Literal[
     "rectangle", "circle", "polygon", "stroke", "stripe", "cloud", "footprint", "file"
 ]
@@ -121,8 +121,9 @@ class ScalingConfig:
 class ScheduleConfig:
     """A factor as a function of the step: the same form for learning rates and loss weights."""
 
-    shape: Literal["constant", "linear", "cosine", "fade_out"] = "constant"
-    """Constant 1; straight line or half cosine from 1 to end; fade_out is linear to 0."""
+    shape: Literal["constant", "linear", "cosine", "fade_out", "fade_in"] = "constant"
+    """Constant 1; straight line or half cosine from 1 to end; fade_out is linear to 0, fade_in
+    from 0 to 1."""
     start: float = 0.5
     """Share of the training after which the factor begins to change."""
     stop: float = 1.0
@@ -438,6 +439,60 @@ class SuperResolutionConfig:
 
 
 @dataclass(frozen=True)
+class VAENetworkConfig:
+    """Shape of a convolutional variational autoencoder."""
+
+    latent: int = 16
+    """Numbers of the code at each place."""
+    width: int = 32
+    """Channels of the first level; doubled at each level up to eight times."""
+    depth: int = 4
+    """Number of halvings; a code of one place needs as many as the image has."""
+    norm: Norm = "channel"
+    """Normalization."""
+    up: Up = "resize"
+    """Up-sampling of the decoder."""
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Code tiles as Gaussians and make them again (Kingma and Welling 2014)."""
+
+    image: str = "image"
+    """What is coded: an image source of the tile store."""
+    generator: VAENetworkConfig = field(default_factory=VAENetworkConfig)
+    noise: Literal["gaussian", "laplace"] = "gaussian"
+    """What the reconstruction error is taken for: squared or absolute."""
+    scale: Literal["optimal", "learned", "fixed"] = "optimal"
+    """Its noise level: the most likely one at every step (Rybkin et al. 2021), a parameter, or
+    fixed_scale."""
+    fixed_scale: float = 0.1
+    """Standard deviation (Laplace: mean absolute deviation) of the noise, in network units."""
+    beta: float = 1.0
+    """Weight of the KL divergence; every number but 1 leaves the evidence bound."""
+    warm_up: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How that weight begins; fade_in rises from 0."""
+    free: float = 0.0
+    """Nats of each dimension of the code that cost nothing (free bits)."""
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """How the terms of the generator's loss are weighed against each other."""
+
+    kind: Literal["fixed", "derived", "uncertainty", "gradnorm", "adaptive"] = "fixed"
+    """The task's weights; reconstruction divided by its noise level, which is the error itself or
+    is learned (Kendall et al. 2018); equal pulls at the last layer (GradNorm, Chen et al. 2018);
+    an adversarial term that pulls as hard as the others (Esser et al. 2021)."""
+    rate: float = 0.02
+    """Step of learned weights (uncertainty, gradnorm), in their logarithms."""
+    alpha: float = 0.5
+    """gradnorm: how much more terms that lag behind pull."""
+    start: float = 0.0
+    """adaptive: share of the training after which the adversarial term begins."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How a task is trained."""
 
@@ -459,6 +514,11 @@ class TrainingConfig:
     """Adam's decay rates of the first and second moment."""
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Factor of both learning rates."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """How the generator's terms are weighed."""
+    gradients_every: int = 0
+    """Steps between measurements of how hard each weighted term pulls at the generator's last
+    layer, logged as generator/gradient/...; 0 for none."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Arithmetic of the networks; auto takes bf16 (fp16 on older GPUs) on cuda, fp32 elsewhere."""
     compile: bool = False

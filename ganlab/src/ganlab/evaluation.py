@@ -43,7 +43,7 @@ from ganlab.training.records import replace_text
 from ganlab.training.runs import load_task, read_config, run_directory
 
 DATA_RANGE = 2.0
-TRUTH = "truth"
+TRUTH, SAMPLES = "truth", "samples"
 RESAMPLES = 500
 FIT_TILES = 512
 """At most so many training tiles are read to fit a baseline."""
@@ -69,7 +69,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     filled, texture gradients are those of the hole, and the seam ratio is added; alpha has its
     L1; finer pixels have their consistency with the input (L1 after averaging) and the energy of
     checkerboards, as a multiple of the truth's. Labels get the share of right pixels and the mean
-    intersection over union of the classes.
+    intersection over union of the classes. Tasks that can make images from noise have a row of
+    samples, which have no partners and so no L1.
 
     Returns:
         ``{"split", "tiles", "output", "features", "rows": {method: {metric: value}},
@@ -129,7 +130,8 @@ def table(result: Mapping[str, Any], columns: int = 7) -> str:
         here = names[start : start + columns]
         lines.append(" " * width + "".join(f"{name:>12}" for name in here))
         for name, values in rows.items():
-            lines.append(f"{name:<{width}}" + "".join(f"{values[c]:12.4f}" for c in here))
+            cells = (f"{values[c]:12.4f}" if c in values else f"{'-':>12}" for c in here)
+            lines.append(f"{name:<{width}}" + "".join(cells))
     return "\n".join(lines)
 
 
@@ -294,12 +296,14 @@ class _Images:
                 if self.alpha is not None:
                     error = metrics.l1(made[self.alpha], batch[self.alpha], batch["valid"])
                     self.values[method]["alpha L1"].append(error)
+            imagined = self.task.imagine(batch, int(batch["sample"][0]))
+            if imagined is not None:
+                self._collect(SAMPLES, imagined.float(), batch)
         for method, tiles in self.tiles.items():
             sums = zip(*(texture.sums for texture in tiles), strict=True)
             self.textures[method] = [torch.stack(part).cpu() for part in sums]
-        methods = [name for name in self.textures if name != TRUTH]
-        rows = {name: self._row(name) for name in methods}
-        others = methods[1:]
+        rows = {name: self._row(name) for name in self.textures if name != TRUTH}
+        others = [name for name in rows if name not in ("model", SAMPLES)]
         return {"rows": rows, "intervals": {other: self._intervals(other) for other in others}}
 
     def _collect(self, name: str, made: Tensor, batch: Batch) -> None:
@@ -319,7 +323,7 @@ class _Images:
         if self.task.scale > 1:
             energy = metrics.checkerboard(made, valid, self.task.scale)
             self.energies[name].append(energy)
-        if name == TRUTH:
+        if name in (TRUTH, SAMPLES):
             return
         parts = self.task.parts(batch)
         self.parts = list(parts)
@@ -350,7 +354,7 @@ class _Images:
             row["seam"] = float(self.seams[name].ratio())
         if name in self.seen:
             both = (torch.cat(self.seen[n]).double().numpy() for n in (name, TRUTH))
-            row["KID"] = 1000 * kernel_distance(*both, paired=True)
+            row["KID"] = 1000 * kernel_distance(*both, paired=name != SAMPLES)
         return row
 
     def _texture(self, name: str, tiles: Places) -> dict[str, float]:

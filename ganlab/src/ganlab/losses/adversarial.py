@@ -45,6 +45,12 @@ def vanilla_generator(real: Tensor | None, fake: Tensor) -> Tensor:
     return F.softplus(-fake)
 
 
+def _relativistic_generator(real: Tensor | None, fake: Tensor) -> Tensor:
+    if real is None:
+        raise TypeError("the relativistic generator's loss needs the real logits")
+    return F.softplus(real - fake)
+
+
 LOSSES = {
     "vanilla": AdversarialLoss(vanilla_discriminator, vanilla_generator),
     # (D(x) - 1)^2 + D(G)^2 and (D(G) - 1)^2 (Mao et al. 2017, eq. 9, without its factor 1/2).
@@ -56,6 +62,13 @@ LOSSES = {
     "hinge": AdversarialLoss(
         lambda real, fake: F.relu(1 - real) + F.relu(1 + fake),
         lambda _, fake: -fake,
+    ),
+    # D(G) - D(x) and -D(G) (Arjovsky et al. 2017, eqs. 2 and 3); wants a penalty on gradients.
+    "wasserstein": AdversarialLoss(lambda real, fake: fake - real, lambda _, fake: -fake),
+    # -log of the odds that the true one of a pair is taken for it (Jolicoeur-Martineau 2019, in
+    # the paired form of Huang et al. 2024, eq. 2); the generator plays the same with sides swapped.
+    "relativistic": AdversarialLoss(
+        lambda real, fake: F.softplus(fake - real), _relativistic_generator, relativistic=True
     ),
 }
 

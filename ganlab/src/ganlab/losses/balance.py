@@ -5,20 +5,27 @@ It has a state, so that balances that learn their weights go through checkpoints
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from ganlab.config import ScheduleConfig
+from ganlab.config import BalanceConfig, ScheduleConfig
 from ganlab.errors import InputError
+from ganlab.losses.likelihood import Noise
 
 Terms = Mapping[str, Tensor]
 Weights = dict[str, float | Tensor]
 
 
 class Balance(Protocol):
-    """What the Trainer asks of a balance."""
+    """What the Trainer asks of a balance.
+
+    ``reduce`` makes means over processes, which must all decide alike; the Trainer sets it.
+    """
+
+    reduce: Callable[[Tensor], Tensor] = staticmethod(lambda value: value)
 
     def __call__(
         self, terms: Terms, last_layer: Tensor | None, step: int
@@ -42,6 +49,8 @@ def schedule(config: ScheduleConfig, step: int, steps: int) -> float:
     progress = min(max((step - begin) / max(finish - begin, 1e-9), 0.0), 1.0)
     if config.shape == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
+    if config.shape == "fade_in":
+        return progress
     end = 0.0 if config.shape == "fade_out" else config.end
     return 1.0 + (end - 1.0) * progress
 
@@ -66,19 +75,251 @@ class FixedBalance(Balance):
     def __call__(
         self, terms: Terms, last_layer: Tensor | None, step: int
     ) -> tuple[Tensor, Weights]:
-        if missing := set(terms) - set(self.weights):
-            raise InputError(f"no weight for {sorted(missing)}; weights: {sorted(self.weights)}")
-        used: Weights = {}
-        for name in terms:
-            form = self.schedules.get(name, ScheduleConfig())
-            used[name] = self.weights[name] * schedule(form, step, self.steps)
+        used: Weights = {name: self.weight(name) * self.factor(name, step) for name in terms}
         parts = [used[name] * term for name, term in terms.items() if used[name] != 0]
         if not parts:
             raise InputError(f"all weights are 0 at step {step}: {used}")
         return sum(parts[1:], parts[0]), used
+
+    def weight(self, name: str) -> float:
+        """The weight given for a term.
+
+        Raises:
+            InputError: there is none.
+        """
+        if name not in self.weights:
+            raise InputError(f"no weight for {name!r}; weights: {sorted(self.weights)}")
+        return self.weights[name]
+
+    def factor(self, name: str, step: int) -> float:
+        """The schedule of a term at one step."""
+        return schedule(self.schedules.get(name, ScheduleConfig()), step, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def gradient_norms(terms: Terms, layer: Tensor) -> dict[str, Tensor]:
+    """How hard each term pulls at one layer: norms of the gradients, scalars without graph.
+
+    A backward pass for each term, down to that layer only: cheap where it is the last one. A term
+    that does not depend on it has norm 0.
+    """
+    norms = {}
+    for name, term in terms.items():
+        found = None
+        if term.requires_grad:
+            (found,) = torch.autograd.grad(term, layer, retain_graph=True, allow_unused=True)
+        norms[name] = term.new_zeros(()) if found is None else found.detach().float().norm()
+    return norms
+
+
+class _Learned(Balance):
+    """A balance with numbers of its own, one for each term that it weighs.
+
+    ``fixed`` gives the weights of all other terms, and the place where the own ones start from.
+    """
+
+    def __init__(self, fixed: FixedBalance) -> None:
+        self.fixed = fixed
+        self.numbers: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"numbers": dict(self.numbers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.numbers = dict(state["numbers"])
+
+    def _total(self, terms: Terms, weights: Weights) -> tuple[Tensor, Weights]:
+        parts = [weights[name] * term for name, term in terms.items()]
+        return sum(parts[1:], parts[0]), weights
+
+
+class LikelihoodBalance(_Learned):
+    """Weights that follow from a likelihood: each error is divided by its own noise level.
+
+    The term of Laplace noise has weight 1 / b, that of Gaussian noise 1 / (2 s**2), in nats for
+    each value (:mod:`ganlab.losses.likelihood`). The noise is not chosen but found:
+
+    - "derived": it is the running mean of the error itself, which is its most likely value
+      (Rybkin et al. 2021, for Gaussians);
+    - "uncertainty": it is learned along with the network, from its log-likelihood (Kendall et
+      al. 2018, eqs. 7 and 10), and goes to the same value more slowly.
+
+    Other terms are no likelihoods: an adversarial term can be negative, and a learned scale would
+    then grow without end. They keep the weights of ``fixed``, divided by ``values``: how many
+    values of the image one of their judgements is about.
+
+    Args:
+        fixed: weights of the other terms; its schedules apply to all.
+        noises: for each likelihood term "gaussian" or "laplace".
+        values: pixels times bands behind one logit.
+        learned: "uncertainty" in place of "derived".
+        rate: step of the logarithms of learned scales.
+        memory: share that a running mean keeps at each step.
+
+    Raises:
+        InputError: no term is a likelihood.
+    """
+
+    def __init__(
+        self,
+        fixed: FixedBalance,
+        noises: Mapping[str, Noise],
+        *,
+        values: float = 1.0,
+        learned: bool = False,
+        rate: float = 0.02,
+        memory: float = 0.98,
+    ) -> None:
+        super().__init__(fixed)
+        if not noises:
+            raise InputError("no term of this task is a likelihood; take another balance")
+        self.noises, self.values = dict(noises), values
+        self.learned, self.rate, self.memory = learned, rate, memory
+
+    def __call__(
+        self, terms: Terms, last_layer: Tensor | None, step: int
+    ) -> tuple[Tensor, Weights]:
+        weights: Weights = {}
+        for name, term in terms.items():
+            factor = self.fixed.factor(name, step)
+            if name in self.noises:
+                weights[name] = factor * self._precision(name, term)
+            else:
+                weights[name] = self.fixed.weight(name) * factor / self.values
+        return self._total(terms, weights)
+
+    def _precision(self, name: str, term: Tensor) -> Tensor:
+        """What a unit of the error costs; then the scale moves on."""
+        error = self.reduce(term.detach().float()).clamp(min=1e-8)
+        log_error = self.numbers.get(name, error.log())
+        if self.learned:
+            # The derivative of error / scale + ln(scale) by ln(scale).
+            pull = error * torch.exp(-log_error) - 1
+            self.numbers[name] = log_error + self.rate * pull.clamp(-10, 10)
+        else:
+            mean = self.memory * log_error.exp() + (1 - self.memory) * error
+            self.numbers[name] = mean.log()
+        # Numbers are ln b, or ln s**2: the mean absolute, or the mean squared error.
+        return torch.exp(-log_error) * (0.5 if self.noises[name] == "gaussian" else 1.0)
+
+
+class GradNormBalance(_Learned):
+    """All terms pull equally hard, those that lag behind harder (Chen et al. 2018).
+
+    Every step the weights move so that the weighted gradient of term i at the last layer comes
+    nearer to ``mean * r_i**alpha``, where r_i is the term's loss as a share of its first one,
+    divided by the mean of these shares (their eqs. 1 and 2). The weights move in their logarithms
+    and by shares of the mean, which needs no rate in units of a gradient; their sum stays.
+
+    Args:
+        fixed: where the weights start; terms with weight 0 stay out, and terms that do not reach
+            the last layer (those of an earlier stage) keep theirs.
+        alpha: how much terms that lag behind gain; 0 makes the pulls equal. Terms that were
+            ever not above 0, as adversarial ones can be, have r = 1.
+        rate: step of the logarithms.
+    """
+
+    def __init__(self, fixed: FixedBalance, *, alpha: float = 0.5, rate: float = 0.02) -> None:
+        super().__init__(fixed)
+        self.alpha, self.rate = alpha, rate
+
+    def __call__(
+        self, terms: Terms, last_layer: Tensor | None, step: int
+    ) -> tuple[Tensor, Weights]:
+        names = [name for name in terms if self.fixed.weight(name) > 0]
+        layer = _layer(last_layer, "gradnorm")
+        found = gradient_norms({name: terms[name] for name in names}, layer)
+        norms = self.reduce(torch.stack([found[name] for name in names]))
+        losses = self.reduce(torch.stack([terms[name].detach().float() for name in names]))
+        start = torch.tensor([math.log(self.fixed.weight(name)) for name in names])
+        logs = self.numbers.get("logs", start.to(norms))
+        first = self.numbers.setdefault("first", losses)
+        weighted = logs.exp() * norms
+        pulls = norms > 0
+        count = pulls.sum().clamp(min=1)
+        mean = weighted.sum() / count
+        positive = (losses > 0) & (first > 0)
+        share = torch.where(positive, losses / torch.where(positive, first, 1), 1.0)
+        target = mean * (share * count / torch.where(pulls, share, 0).sum()) ** self.alpha
+        used = dict(zip(names, logs.exp().unbind(), strict=True))
+        moved = logs - self.rate * (weighted - target) / mean.clamp(min=1e-12)
+        kept = torch.where(pulls, logs.exp(), 0).sum() / torch.where(pulls, moved.exp(), 0).sum()
+        self.numbers["logs"] = torch.where(pulls, moved + kept.log(), logs)
+        weights: Weights = {n: used.get(n, 0.0) for n in terms}
+        factors = {name: self.fixed.factor(name, step) for name in names}
+        return self._total(terms, weights | {n: f * used[n] for n, f in factors.items()})
+
+
+class AdaptiveBalance(_Learned):
+    """The adversarial term pulls as hard as all others together (Esser et al. 2021, eq. 7).
+
+    Its weight is ``||grad others|| / (||grad adversarial|| + 1e-6)`` at the last layer, at most
+    10,000, times its fixed weight; 0 before ``start``. The other terms keep their fixed weights.
+
+    Args:
+        fixed: weights of all terms; that of the adversarial one is a factor here.
+        start: first step at which the adversarial term counts.
+    """
+
+    def __init__(self, fixed: FixedBalance, *, start: int = 0) -> None:
+        super().__init__(fixed)
+        self.start = start
+
+    def __call__(
+        self, terms: Terms, last_layer: Tensor | None, step: int
+    ) -> tuple[Tensor, Weights]:
+        rest = {name: term for name, term in terms.items() if name != ADVERSARIAL}
+        if ADVERSARIAL not in terms or not rest:
+            raise InputError(
+                f"the adaptive balance weighs {ADVERSARIAL!r} against others; found {sorted(terms)}"
+            )
+        others, weights = self.fixed(rest, last_layer, step)
+        weights[ADVERSARIAL] = 0.0
+        if step >= self.start:
+            layer = _layer(last_layer, "adaptive")
+            pulls = gradient_norms({"others": others, "game": terms[ADVERSARIAL]}, layer)
+            mean = self.reduce(torch.stack([pulls["others"], pulls["game"]]))
+            ratio = (mean[0] / (mean[1] + 1e-6)).clamp(max=1e4)
+            factor = self.fixed.weight(ADVERSARIAL) * self.fixed.factor(ADVERSARIAL, step)
+            weights[ADVERSARIAL] = factor * ratio
+        return others + weights[ADVERSARIAL] * terms[ADVERSARIAL], weights
+
+
+ADVERSARIAL = "adversarial"
+
+
+def choose(
+    config: BalanceConfig,
+    fixed: FixedBalance,
+    noises: Mapping[str, Noise],
+    values: float,
+    steps: int,
+) -> Balance:
+    """The balance that a configuration asks for.
+
+    Args:
+        config: which one.
+        fixed: the task's own weights.
+        noises: which of its terms are likelihoods, and of which noise.
+        values: pixels times bands behind one logit of its discriminator.
+        steps: length of the training.
+    """
+    if config.kind == "fixed":
+        return fixed
+    if config.kind == "gradnorm":
+        return GradNormBalance(fixed, alpha=config.alpha, rate=config.rate)
+    if config.kind == "adaptive":
+        return AdaptiveBalance(fixed, start=round(config.start * steps))
+    learned = config.kind == "uncertainty"
+    return LikelihoodBalance(fixed, noises, values=values, learned=learned, rate=config.rate)
+
+
+def _layer(layer: Tensor | None, name: str) -> Tensor:
+    if layer is None:
+        raise InputError(f"the {name} balance compares gradients at a last layer; there is none")
+    return layer

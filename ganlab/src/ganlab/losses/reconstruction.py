@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ganlab.losses.likelihood import Noise
+
 
 def l1(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
     """Mean absolute difference: ``(B,)``, 0 where a sample has no valid pixel.
@@ -22,6 +24,8 @@ def l2(made: Tensor, true: Tensor, valid: Tensor) -> Tensor:
 
 
 DISTANCES = {"l1": l1, "l2": l2}
+NOISES: dict[str, Noise] = {"l1": "laplace", "l2": "gaussian"}
+"""Of which noise they are the log-likelihoods."""
 
 
 def total_variation(image: Tensor, mask: Tensor) -> Tensor:

@@ -125,6 +125,11 @@ class PatchGAN(nn.Module):
         ]
         return "-".join(f"C{convolution.out_channels}" for convolution in convolutions)
 
+    @property
+    def stride(self) -> int:
+        """Pixels from one logit to the next."""
+        return 1 << (len(self.layers) - 1)
+
     def forward(self, condition: Tensor | None, image: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """Judge an image, given what it was made from.
 
@@ -187,6 +192,11 @@ class GlobalLocal(nn.Module):
             self.part = PatchGAN(
                 channels, width=width, layers=layers, norm=norm, attention=attention
             )
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one logit to the next, of the whole image."""
+        return self.whole.stride
 
     def forward(self, condition: Tensor | None, image: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """Judge a filled image.

@@ -6,6 +6,7 @@ from ganlab.tasks.inpainting import Inpainting
 from ganlab.tasks.pix2pix import Pix2Pix
 from ganlab.tasks.super_resolution import SuperResolution
 from ganlab.tasks.two_stage import TwoStageReconstruction
+from ganlab.tasks.vae import GaussianVAE
 
 TASKS: dict[str, type[Task]] = {
     "pix2pix": Pix2Pix,
@@ -13,4 +14,5 @@ TASKS: dict[str, type[Task]] = {
     "two_stage": TwoStageReconstruction,
     "cloud_layers": CloudLayers,
     "super_resolution": SuperResolution,
+    "vae": GaussianVAE,
 }

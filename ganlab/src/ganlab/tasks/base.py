@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from ganlab.data.batches import Batch, DataSpec, Scaling
 from ganlab.data.store import Source
 from ganlab.errors import InputError
 from ganlab.losses.adversarial import Verdict
-from ganlab.losses.balance import Balance
+from ganlab.losses.balance import Balance, FixedBalance
+from ganlab.losses.likelihood import Noise
 
 NOISE = "noise"
 """In a batch: ``(B, 2, H, W)`` normal noise that belongs to places of a scene, if it is given."""
@@ -82,6 +84,8 @@ class Task(nn.Module, ABC):
         generator: the network that is applied.
         discriminator: its opponent, or None. Its forward takes (condition, image) and gives
             ``[(logits, features), ...]``, one entry for each head.
+        likelihoods: which terms of the generator are errors of an image, and of which noise:
+            what balances that follow from a likelihood may weigh.
         noise: ``generate`` draws random numbers: dropout that stays on, noise that is not given.
         batch_coupled: whether a loss of one sample depends on the others in its batch.
     """
@@ -95,6 +99,7 @@ class Task(nn.Module, ABC):
     stride: int = 1
     generator: nn.Module
     discriminator: nn.Module | None
+    likelihoods: Mapping[str, Noise] = MappingProxyType({})
     noise: bool = False
     batch_coupled: bool = False
 
@@ -152,6 +157,13 @@ class Task(nn.Module, ABC):
         """Earlier versions of the first output that an evaluation compares with it, by name."""
         return {}
 
+    def imagine(self, batch: Batch, seed: int) -> Tensor | None:
+        """Samples of the first output from nothing but noise, of a batch's number and size.
+
+        None if the task makes images from images only.
+        """
+        return None
+
     def judged(self, batch: Batch, out: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
         """(condition, real, fake) as the discriminator sees them, zero where not measured."""
         raise NotImplementedError(f"{type(self).__name__} has no discriminator")
@@ -165,13 +177,19 @@ class Task(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no discriminator")
 
     @abstractmethod
-    def balances(self, steps: int) -> tuple[Balance, Balance | None]:
+    def balances(self, steps: int) -> tuple[FixedBalance, Balance | None]:
         """The balances of generator and discriminator for a training of ``steps`` steps."""
 
     @property
     @abstractmethod
     def last_layer(self) -> Tensor | None:
         """The generator's last weight, for balances that compare gradients there."""
+
+    @property
+    def values_judged(self) -> float:
+        """Values of the first output, pixels times bands, for each logit of the discriminator."""
+        stride: int = getattr(self.discriminator, "stride", 1)
+        return float(self.outputs[0].channels * stride**2)
 
     def encode(self, inputs: Arrays, valid: npt.NDArray[Any], device: torch.device) -> Batch:
         """Stored arrays ``(B, C, H, W)`` of the declared inputs to a batch for ``generate``.

@@ -67,6 +67,8 @@ class CloudLayers(Task):
         self.stride = self.generator.stride
         if config.adversarial_weight > 0:
             self.discriminator = PatchGAN(bands + 1, **vars(config.discriminator))
+        noise = reconstruction.NOISES[config.reconstruction]
+        self.likelihoods = {"ground": noise, "alpha": noise}
         self._game = adversarial.LOSSES[config.adversarial]
         self._distance = reconstruction.DISTANCES[config.reconstruction]
         self._bank: masks.Bank | None = None

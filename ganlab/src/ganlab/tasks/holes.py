@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ganlab.errors import InputError
 from ganlab.losses import adversarial, perceptual, reconstruction
 from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import FixedBalance
+from ganlab.losses.likelihood import Noise
 from ganlab.networks.features import load_features
 from ganlab.networks.patchgan import GlobalLocal
 from ganlab.tasks.base import (
@@ -45,6 +47,7 @@ class HoleTask(Task):
 
     config: InpaintingConfig
     keeps = True
+    likelihoods: Mapping[str, Noise] = MappingProxyType({"hole": "laplace", "valid": "laplace"})
 
     def __init__(self, config: InpaintingConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)

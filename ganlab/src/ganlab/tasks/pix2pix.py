@@ -6,7 +6,7 @@ from ganlab.config import Pix2PixConfig
 from ganlab.data.batches import Batch, DataSpec
 from ganlab.losses import adversarial, reconstruction
 from ganlab.losses.adversarial import Verdict
-from ganlab.losses.balance import Balance, FixedBalance
+from ganlab.losses.balance import FixedBalance
 from ganlab.networks.patchgan import PatchGAN
 from ganlab.networks.unet import UNet
 from ganlab.tasks.base import Task, Tensors, field, measured
@@ -29,6 +29,7 @@ class Pix2Pix(Task):
         if config.adversarial_weight > 0:
             judged = source.channels + target.channels
             self.discriminator = PatchGAN(judged, **vars(config.discriminator))
+        self.likelihoods = {config.reconstruction: reconstruction.NOISES[config.reconstruction]}
         self._game = adversarial.LOSSES[config.adversarial]
 
     def generate(self, batch: Batch) -> Tensors:
@@ -52,7 +53,7 @@ class Pix2Pix(Task):
     def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:
         return {"adversarial": verdict.discriminator_term(self._game)}
 
-    def balances(self, steps: int) -> tuple[Balance, Balance]:
+    def balances(self, steps: int) -> tuple[FixedBalance, FixedBalance]:
         config, name = self.config, self.config.reconstruction
         weights = {name: config.reconstruction_weight, "adversarial": config.adversarial_weight}
         generator = FixedBalance(weights, {name: config.reconstruction_schedule}, steps)

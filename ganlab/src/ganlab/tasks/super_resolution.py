@@ -51,6 +51,7 @@ class SuperResolution(Task):
             self.discriminator = PatchGAN(judged, **vars(config.discriminator))
         coupled = features.feature_matching in features.BATCH_COUPLED
         self.batch_coupled = coupled and config.matching_weight > 0
+        self.likelihoods = {config.reconstruction: reconstruction.NOISES[config.reconstruction]}
         self._game = adversarial.LOSSES[config.adversarial]
 
     def _fields(self) -> tuple[Field, Field]:

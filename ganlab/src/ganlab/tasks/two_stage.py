@@ -30,6 +30,8 @@ class TwoStageReconstruction(HoleTask):
             noise=config.noise,
         )
         self.stride, self.noise = self.generator.stride, config.noise
+        terms = ("hole", "valid", "coarse_hole", "coarse_valid")
+        self.likelihoods = dict.fromkeys(terms, "laplace")
 
     def paint(self, start: Tensor, hole: Tensor, noise: Tensor | None) -> Tensors:
         coarse, refined = self.generator(start, hole, noise)

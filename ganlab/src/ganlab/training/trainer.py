@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ganlab.config import TrainingConfig
 from ganlab.data.batches import Batch, Batches
 from ganlab.errors import TrainingFailed
 from ganlab.losses.adversarial import Heads, Penalty, Verdict, full
-from ganlab.losses.balance import Balance, Terms, Weights, schedule
+from ganlab.losses.balance import Balance, Terms, Weights, choose, gradient_norms, schedule
 from ganlab.randomness import derived_seed
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
@@ -60,7 +61,7 @@ class Trainer:
         self.task = task.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.batches, self.config, self.folder = batches, config, folder
         self.penalties, self.on_log, self.on_sample = penalties, on_log, on_sample
-        self.balances = balances or task.balances(config.steps)
+        self.balances = balances or self._balances(task)
         self.players: dict[str, nn.Module] = {"generator": task.generator}
         if task.discriminator is not None:
             self.players["discriminator"] = task.discriminator
@@ -77,6 +78,15 @@ class Trainer:
         self.step = 0
         self._meter = Meter(self.device)
         self._bad = torch.tensor(NEVER, device=self.device)
+
+    def _balances(self, task: Task) -> tuple[Balance, Balance | None]:
+        """The task's weights, weighed anew as the configuration asks."""
+        fixed, other = task.balances(self.config.steps)
+        noises, values = task.likelihoods, task.values_judged
+        chosen = choose(self.config.balance, fixed, noises, values, self.config.steps)
+        if self.state.num_processes > 1:
+            chosen.reduce = partial(reduce, reduction="mean")
+        return chosen, other
 
     def fit(self) -> int:
         """Train to ``config.steps`` or until Ctrl-C, then save; returns the step reached."""
@@ -122,6 +132,9 @@ class Trainer:
         verdict = self._verdict(batch, out)
         terms = task.generator_losses(batch, out, verdict)
         total, weights = self.balances[0](terms, task.last_layer, self.step)
+        if config.gradients_every and self.step % config.gradients_every == 0:
+            weighted = {f"generator/gradient/{n}": weights[n] * term for n, term in terms.items()}
+            self._meter.add(gradient_norms(weighted, task.last_layer))
         self._update("generator", total, terms, weights)
         if task.discriminator is not None:
             task.discriminator.requires_grad_(True)
