@@ -1,6 +1,7 @@
 """Losses and balances against closed forms."""
 
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ganlab.config import ScheduleConfig
+from ganlab.config import Adversarial, ScheduleConfig
 from ganlab.errors import InputError
 from ganlab.losses import adversarial, reconstruction
 from ganlab.losses.adversarial import LOSSES, AdversarialLoss, Verdict, full
@@ -28,10 +29,18 @@ CLOSED = {
     ),
     "least_squares": (lambda r, f: (r - 1) ** 2 + f**2, lambda f: (f - 1) ** 2),
     "hinge": (lambda r, f: max(0, 1 - r) + max(0, 1 + f), lambda f: -f),
+    "wasserstein": (lambda r, f: f - r, lambda f: -f),
 }
+ALONE = [name for name, game in LOSSES.items() if not game.relativistic]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_every_game_is_tested():
+    assert sorted([*CLOSED, "relativistic"]) == sorted(LOSSES)
+    assert sorted(typing.get_args(Adversarial)) == sorted(LOSSES)
+    assert [name for name in LOSSES if name not in ALONE] == ["relativistic"]
+
+
+@pytest.mark.parametrize("name", ALONE)
 @given(real=LOGITS, fake=LOGITS)
 def test_games_are_their_closed_forms(name, real, fake):
     r, f = (torch.tensor(x, dtype=torch.float64).view(1, 1, 1, 1) for x in (real, fake))
@@ -39,7 +48,26 @@ def test_games_are_their_closed_forms(name, real, fake):
     # 1 - sigmoid loses digits in the reference, not in the loss.
     assert LOSSES[name].discriminator(r, f).item() == pytest.approx(of_d(real, fake), rel=1e-3)
     assert LOSSES[name].generator(None, f).item() == pytest.approx(of_g(fake), rel=1e-9, abs=1e-12)
-    assert not LOSSES[name].relativistic
+
+
+@given(real=LOGITS, fake=LOGITS)
+def test_the_relativistic_game_is_its_closed_form(real, fake):
+    r, f = (torch.tensor(x, dtype=torch.float64).view(1, 1, 1, 1) for x in (real, fake))
+    game = LOSSES["relativistic"]
+    # The odds of a pair: exp(real) against exp(fake).
+    odds = math.exp(real) / (math.exp(real) + math.exp(fake))
+    assert game.discriminator(r, f).item() == pytest.approx(-math.log(odds), rel=1e-3, abs=1e-12)
+    # Symmetric: who sees the sides swapped plays for the other; a common shift changes nothing.
+    assert torch.equal(game.generator(r, f), game.discriminator(f, r))
+    shifted = game.generator(r + 5, f + 5).item()
+    assert shifted == pytest.approx(game.generator(r, f).item(), rel=1e-9, abs=1e-12)
+    difference = game.generator(r, f) - game.discriminator(r, f)
+    assert difference.item() == pytest.approx(real - fake, rel=1e-9, abs=1e-9)
+
+
+def test_the_relativistic_generator_needs_the_real_logits():
+    with pytest.raises(TypeError, match="needs the real logits"):
+        LOSSES["relativistic"].generator(None, torch.zeros(1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -50,7 +78,18 @@ def test_games_have_the_right_gradients(name):
         for _ in range(2)
     )
     assert torch.autograd.gradcheck(LOSSES[name].discriminator, (real, fake))
-    assert torch.autograd.gradcheck(lambda f: LOSSES[name].generator(None, f), (fake,))
+    if LOSSES[name].relativistic:
+        assert torch.autograd.gradcheck(LOSSES[name].generator, (real, fake))
+    else:
+        assert torch.autograd.gradcheck(lambda f: LOSSES[name].generator(None, f), (fake,))
+
+
+def test_the_wasserstein_critic_and_its_generator_want_the_opposite():
+    """Slopes are 1 everywhere: nothing saturates, and nothing is bounded."""
+    real, fake = (torch.tensor([-50.0, 0, 3], requires_grad=True) for _ in range(2))
+    of_d = torch.autograd.grad(LOSSES["wasserstein"].discriminator(real, fake).sum(), (real, fake))
+    (of_g,) = torch.autograd.grad(LOSSES["wasserstein"].generator(None, fake).sum(), fake)
+    assert [slope.tolist() for slope in (*of_d, of_g)] == [[-1] * 3, [1] * 3, [-1] * 3]
 
 
 def test_vanilla_survives_certainty():
@@ -60,7 +99,10 @@ def test_vanilla_survives_certainty():
     assert LOSSES["vanilla"].generator(None, -sure).item() == 1e4
 
 
-@pytest.mark.parametrize(("name", "best"), [("vanilla", 0.0), ("least_squares", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [("vanilla", 0.0), ("least_squares", 0.5), ("relativistic", 3.0), ("wasserstein", 3.0)],
+)
 def test_where_real_and_made_agree_the_best_answer_has_no_slope(name, best):
     logit = torch.full((1, 1, 1, 1), best, dtype=torch.float64, requires_grad=True)
     LOSSES[name].discriminator(logit, logit).sum().backward()
@@ -132,11 +174,7 @@ def verdict(judge, valid=None, batch=3):
     return Verdict(judge, None, real, fake, valid), real, fake
 
 
-RELATIVISTIC = AdversarialLoss(
-    lambda real, fake: torch.nn.functional.softplus(fake - real),
-    lambda real, fake: torch.nn.functional.softplus(real - fake),
-    relativistic=True,
-)
+RELATIVISTIC = LOSSES["relativistic"]
 
 
 def test_a_verdict_asks_once_and_only_when_needed():
@@ -160,7 +198,7 @@ def test_terms_are_means_over_patches_samples_and_heads(name):
     game = LOSSES[name]
     expected = [
         np.mean([game.discriminator(r, f).mean() for r, f in zip(reals, fakes, strict=True)]),
-        np.mean([game.generator(None, f).mean() for f in fakes]),
+        np.mean([game.generator(r, f).mean() for r, f in zip(reals, fakes, strict=True)]),
     ]
     assert said.discriminator_term(game).item() == pytest.approx(expected[0], rel=1e-12)
     assert said.generator_term(game).item() == pytest.approx(expected[1], rel=1e-12)
@@ -231,6 +269,7 @@ def test_schedules_are_their_closed_forms(share, end):
         "constant": 1.0,
         "linear": 1 + (end - 1) * progress,
         "fade_out": 1 - progress,
+        "fade_in": progress,
         "cosine": end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2,
     }.items():
         config = ScheduleConfig(shape, start, stop, end)
@@ -240,6 +279,15 @@ def test_schedules_are_their_closed_forms(share, end):
 def test_a_schedule_may_be_a_jump():
     jump = ScheduleConfig("linear", 0.5, 0.5, 0.1)
     assert [schedule(jump, step, 10) for step in (4, 5, 6)] == pytest.approx([1, 1, 0.1])
+
+
+def test_fading_in_begins_at_nothing_and_ends_at_all():
+    config = ScheduleConfig("fade_in", 0.0, 0.25, end=7.0)  # end has no say in it
+    assert [schedule(config, step, 8) for step in (0, 1, 2, 5)] == pytest.approx([0, 0.5, 1, 1])
+    balance = FixedBalance({"a": 1.0, "b": 4.0}, {"b": config}, steps=8)
+    a, b = (torch.tensor(x, requires_grad=True) for x in (2.0, 3.0))
+    totals = [balance({"a": a, "b": b}, None, step)[0].item() for step in range(4)]
+    assert totals == [2, 8, 14, 14]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0.6, 0.5), (-0.1, 0.5), (0.5, 1.1), (math.nan, 1)])
@@ -265,7 +313,7 @@ def test_a_fixed_balance_weighs_schedules_and_leaves_out():
 
 def test_unweighted_terms_and_empty_sums_are_refused():
     one = torch.tensor(1.0)
-    with pytest.raises(InputError, match="no weight for \\['b'\\]"):
+    with pytest.raises(InputError, match="no weight for 'b'; weights: \\['a'\\]"):
         FixedBalance({"a": 1.0})({"a": one, "b": one}, None, 0)
     with pytest.raises(InputError, match="all weights are 0"):
         FixedBalance({"a": 0.0})({"a": one}, None, 0)
