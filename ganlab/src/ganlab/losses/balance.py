@@ -102,25 +102,39 @@ class FixedBalance(Balance):
         pass
 
 
-def gradient_norms(terms: Terms, layer: Tensor) -> dict[str, Tensor]:
+def gradient_norms(
+    terms: Terms, layer: Tensor | None, reduce: Callable[[Tensor], Tensor] = lambda value: value
+) -> dict[str, Tensor]:
     """How hard each term pulls at one layer: norms of the gradients, scalars without graph.
 
     A backward pass for each term, down to that layer only: cheap where it is the last one. A term
     that does not depend on it has norm 0.
+
+    Args:
+        terms: scalars.
+        layer: the weight whose gradients are measured.
+        reduce: makes means over processes: of the gradients, since a mean of norms is another
+            number than the norm for the whole batch.
+
+    Raises:
+        InputError: there is no layer.
     """
+    if layer is None:
+        raise InputError("gradients are compared at a last layer; this task names none")
     norms = {}
     for name, term in terms.items():
         found = None
         if term.requires_grad:
             (found,) = torch.autograd.grad(term, layer, retain_graph=True, allow_unused=True)
-        norms[name] = term.new_zeros(()) if found is None else found.detach().float().norm()
+        norms[name] = term.new_zeros(()) if found is None else reduce(found.detach().float()).norm()
     return norms
 
 
 class _Learned(Balance):
     """A balance with numbers of its own, one for each term that it weighs.
 
-    ``fixed`` gives the weights of all other terms, and the place where the own ones start from.
+    ``fixed`` gives the weights of all other terms, and the place where the own ones start from; a
+    term that has weight 0 there stays out.
     """
 
     def __init__(self, fixed: FixedBalance) -> None:
@@ -134,7 +148,11 @@ class _Learned(Balance):
         self.numbers = dict(state["numbers"])
 
     def _total(self, terms: Terms, weights: Weights) -> tuple[Tensor, Weights]:
-        parts = [weights[name] * term for name, term in terms.items()]
+        """The sum, without terms whose given weight is 0; the others may be weighed anew."""
+        given = [name for name in terms if self.fixed.weight(name) != 0]
+        if not given:
+            raise InputError(f"all weights are 0: {sorted(terms)}")
+        parts = [weights[name] * terms[name] for name in given]
         return sum(parts[1:], parts[0]), weights
 
 
@@ -187,7 +205,7 @@ class LikelihoodBalance(_Learned):
         weights: Weights = {}
         for name, term in terms.items():
             factor = self.fixed.factor(name, step)
-            if name in self.noises:
+            if name in self.noises and self.fixed.weight(name) != 0:
                 weights[name] = factor * self._precision(name, term)
             else:
                 weights[name] = self.fixed.weight(name) * factor / self.values
@@ -232,13 +250,15 @@ class GradNormBalance(_Learned):
         self, terms: Terms, last_layer: Tensor | None, step: int
     ) -> tuple[Tensor, Weights]:
         names = [name for name in terms if self.fixed.weight(name) > 0]
-        layer = _layer(last_layer, "gradnorm")
-        found = gradient_norms({name: terms[name] for name in names}, layer)
-        norms = self.reduce(torch.stack([found[name] for name in names]))
+        found = gradient_norms({name: terms[name] for name in names}, last_layer, self.reduce)
+        norms = torch.stack([found[name] for name in names])
         losses = self.reduce(torch.stack([terms[name].detach().float() for name in names]))
-        start = torch.tensor([math.log(self.fixed.weight(name)) for name in names])
-        logs = self.numbers.get("logs", start.to(norms))
-        first = self.numbers.setdefault("first", losses)
+        if not self.numbers:
+            start = torch.tensor([math.log(self.fixed.weight(name)) for name in names])
+            self.numbers = {"logs": start, "first": losses}
+        # Out of a checkpoint they come on the CPU.
+        logs, first = (self.numbers[key].to(norms) for key in ("logs", "first"))
+        self.numbers["first"] = first
         weighted = logs.exp() * norms
         pulls = norms > 0
         count = pulls.sum().clamp(min=1)
@@ -279,15 +299,14 @@ class AdaptiveBalance(_Learned):
                 f"the adaptive balance weighs {ADVERSARIAL!r} against others; found {sorted(terms)}"
             )
         others, weights = self.fixed(rest, last_layer, step)
-        weights[ADVERSARIAL] = 0.0
-        if step >= self.start:
-            layer = _layer(last_layer, "adaptive")
-            pulls = gradient_norms({"others": others, "game": terms[ADVERSARIAL]}, layer)
-            mean = self.reduce(torch.stack([pulls["others"], pulls["game"]]))
-            ratio = (mean[0] / (mean[1] + 1e-6)).clamp(max=1e4)
-            factor = self.fixed.weight(ADVERSARIAL) * self.fixed.factor(ADVERSARIAL, step)
-            weights[ADVERSARIAL] = factor * ratio
-        return others + weights[ADVERSARIAL] * terms[ADVERSARIAL], weights
+        if step < self.start:
+            return others, {**weights, ADVERSARIAL: 0.0}
+        game = terms[ADVERSARIAL]
+        pulls = gradient_norms({"others": others, "game": game}, last_layer, self.reduce)
+        ratio = (pulls["others"] / (pulls["game"] + 1e-6)).clamp(max=1e4)
+        factor = self.fixed.weight(ADVERSARIAL) * self.fixed.factor(ADVERSARIAL, step)
+        weight = factor * ratio
+        return others + weight * game, {**weights, ADVERSARIAL: weight}
 
 
 ADVERSARIAL = "adversarial"
@@ -317,9 +336,3 @@ def choose(
         return AdaptiveBalance(fixed, start=round(config.start * steps))
     learned = config.kind == "uncertainty"
     return LikelihoodBalance(fixed, noises, values=values, learned=learned, rate=config.rate)
-
-
-def _layer(layer: Tensor | None, name: str) -> Tensor:
-    if layer is None:
-        raise InputError(f"the {name} balance compares gradients at a last layer; there is none")
-    return layer

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,12 @@ class Trainer:
         fixed, other = task.balances(self.config.steps)
         noises, values = task.likelihoods, task.values_judged
         chosen = choose(self.config.balance, fixed, noises, values, self.config.steps)
-        if self.state.num_processes > 1:
-            chosen.reduce = partial(reduce, reduction="mean")
+        chosen.reduce = self._mean
         return chosen, other
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Over processes."""
+        return value if self.state.num_processes == 1 else reduce(value, "mean")
 
     def fit(self) -> int:
         """Train to ``config.steps`` or until Ctrl-C, then save; returns the step reached."""
@@ -134,7 +136,7 @@ class Trainer:
         total, weights = self.balances[0](terms, task.last_layer, self.step)
         if config.gradients_every and self.step % config.gradients_every == 0:
             weighted = {f"generator/gradient/{n}": weights[n] * term for n, term in terms.items()}
-            self._meter.add(gradient_norms(weighted, task.last_layer))
+            self._meter.add(gradient_norms(weighted, task.last_layer, self._mean))
         self._update("generator", total, terms, weights)
         if task.discriminator is not None:
             task.discriminator.requires_grad_(True)
