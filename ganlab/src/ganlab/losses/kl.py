@@ -1,5 +1,7 @@
 """How far one Gaussian lies from another, in closed form (nats)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,14 @@ def kl(
     """
     wide = torch.promote_types(mean.dtype, torch.float32)
     mean, log_variance = mean.to(wide), log_variance.to(wide)
-    other = torch.as_tensor(other_log_variance, dtype=wide, device=mean.device)
     # expm1: near equality the divergence is a small difference of large numbers.
-    ratio = log_variance - other
-    distance = (mean - other_mean).square() * torch.exp(-other)
+    ratio = log_variance - other_log_variance
+    distance = (mean - other_mean).square() * _exp(-other_log_variance)
     return 0.5 * (torch.expm1(ratio) - ratio + distance)
+
+
+def _exp(value: Tensor | float) -> Tensor | float:
+    return value.exp() if isinstance(value, Tensor) else math.exp(value)
 
 
 def free_bits(nats: Tensor, free: float) -> Tensor:

@@ -31,10 +31,10 @@ def negative_log_likelihood(error: Tensor, scale: Tensor | float, noise: Noise) 
         scale: the standard deviation s, or Laplace's b, above 0.
         noise: which of the two.
     """
-    scale = torch.as_tensor(scale, dtype=error.dtype, device=error.device)
+    log = scale.log() if isinstance(scale, Tensor) else math.log(scale)
     if noise == "gaussian":
-        return error / (2 * scale.square()) + 0.5 * math.log(2 * math.pi) + scale.log()
-    return error / scale + math.log(2) + scale.log()
+        return error / (2 * scale**2) + 0.5 * math.log(2 * math.pi) + log
+    return error / scale + math.log(2) + log
 
 
 def best_scale(error: Tensor, noise: Noise) -> Tensor:
