@@ -18,8 +18,8 @@ class GaussianVAE(Task):
     """Minimizes the negative evidence bound, in nats for each value of the image.
 
     Both terms are divided by the number of values, pixels times bands: so they keep their balance,
-    which beta 1 leaves as it follows from Bayes' rule, and do not grow with the tile. Every image
-    with a gap counts its valid pixels only.
+    which beta 1 leaves as it follows from Bayes' rule, and do not grow with the tile. Only valid
+    pixels have a likelihood, each the same, so an image with gaps counts by what is left of it.
     """
 
     config_type = VAEConfig
@@ -34,7 +34,8 @@ class GaussianVAE(Task):
             self.image.channels, learned_scale=config.scale == "learned", **vars(config.generator)
         )
         self.stride = self.generator.stride
-        # The best scale is that of the batch, and free bits are those of its mean divergence.
+        # The best scale is that of the batch, and free bits are those of its mean divergence. (So
+        # is the number of valid pixels, but that differs little.)
         self.batch_coupled = config.scale == "optimal" or config.free > 0
 
     def generate(self, batch: Batch) -> Tensors:
@@ -54,11 +55,13 @@ class GaussianVAE(Task):
 
     def generator_losses(self, batch: Batch, out: Tensors, verdict: Verdict | None) -> Tensors:
         config, true, valid = self.config, batch[self.image.name], batch["valid"]
-        error = ERRORS[config.noise](out[self.image.name], true, valid)
+        errors = ERRORS[config.noise](out[self.image.name], true, valid)
+        area = valid.sum((1, 2, 3))
+        error = (errors * area).sum() / area.sum().clamp(min=1)
         nats = kl.kl(out["mean"], out["log_variance"])
-        values = valid.sum((1, 2, 3)).mean().clamp(min=1) * true.shape[1]
+        values = area.mean().clamp(min=1) * true.shape[1]
         fit = likelihood.negative_log_likelihood(error, self._scale(error), config.noise)
-        return {"likelihood": fit.mean(), "kl": kl.free_bits(nats, config.free) / values}
+        return {"likelihood": fit, "kl": kl.free_bits(nats, config.free) / values}
 
     def _scale(self, error: Tensor) -> Tensor | float:
         log_scale = self.generator.log_scale
