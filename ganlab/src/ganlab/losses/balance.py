@@ -147,12 +147,15 @@ class _Learned(Balance):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
 
-    def _total(self, terms: Terms, weights: Weights) -> tuple[Tensor, Weights]:
-        """The sum, without terms whose given weight is 0; the others may be weighed anew."""
+    def _given(self, terms: Terms) -> list[str]:
+        """The terms whose fixed weight is not 0."""
         given = [name for name in terms if self.fixed.weight(name) != 0]
         if not given:
             raise InputError(f"all weights are 0: {sorted(terms)}")
-        parts = [weights[name] * terms[name] for name in given]
+        return given
+
+    def _total(self, terms: Terms, weights: Weights) -> tuple[Tensor, Weights]:
+        parts = [weights[name] * terms[name] for name in self._given(terms)]
         return sum(parts[1:], parts[0]), weights
 
 
@@ -230,9 +233,10 @@ class GradNormBalance(_Learned):
     """All terms pull equally hard, those that lag behind harder (Chen et al. 2018).
 
     Every step the weights move so that the weighted gradient of term i at the last layer comes
-    nearer to ``mean * r_i**alpha``, where r_i is the term's loss as a share of its first one,
-    divided by the mean of these shares (their eqs. 1 and 2). The weights move in their logarithms
-    and by shares of the mean, which needs no rate in units of a gradient; their sum stays.
+    nearer to a part of all pulls in proportion to ``r_i**alpha``, where r_i is the term's loss as a
+    share of its first one (their eqs. 1 and 2, up to a factor that all targets have in common). The
+    weights move in their logarithms and by shares of the mean pull, which needs no rate in units of
+    a gradient; their sum stays.
 
     Args:
         fixed: where the weights start; terms with weight 0 stay out, and terms that do not reach
@@ -249,7 +253,7 @@ class GradNormBalance(_Learned):
     def __call__(
         self, terms: Terms, last_layer: Tensor | None, step: int
     ) -> tuple[Tensor, Weights]:
-        names = [name for name in terms if self.fixed.weight(name) > 0]
+        names = self._given(terms)
         found = gradient_norms({name: terms[name] for name in names}, last_layer, self.reduce)
         norms = torch.stack([found[name] for name in names])
         losses = self.reduce(torch.stack([terms[name].detach().float() for name in names]))
@@ -259,13 +263,12 @@ class GradNormBalance(_Learned):
         # Out of a checkpoint they come on the CPU.
         logs, first = (self.numbers[key].to(norms) for key in ("logs", "first"))
         self.numbers["first"] = first
-        weighted = logs.exp() * norms
-        pulls = norms > 0
-        count = pulls.sum().clamp(min=1)
-        mean = weighted.sum() / count
+        weighted, pulls = logs.exp() * norms, norms > 0
         positive = (losses > 0) & (first > 0)
-        share = torch.where(positive, losses / torch.where(positive, first, 1), 1.0)
-        target = mean * (share * count / torch.where(pulls, share, 0).sum()) ** self.alpha
+        left = torch.where(positive, losses / torch.where(positive, first, 1), 1.0)
+        share = torch.where(pulls, left**self.alpha, 0)
+        mean = weighted.sum() / pulls.sum().clamp(min=1)
+        target = weighted.sum() * share / share.sum()
         used = dict(zip(names, logs.exp().unbind(), strict=True))
         moved = logs - self.rate * (weighted - target) / mean.clamp(min=1e-12)
         kept = torch.where(pulls, logs.exp(), 0).sum() / torch.where(pulls, moved.exp(), 0).sum()

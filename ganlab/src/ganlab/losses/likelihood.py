@@ -14,7 +14,6 @@ absolute error A (mean) D (A / b + ln(2 b))                 b = A
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ganlab.errors import InputError
