@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ganlab.config import (
+    BalanceConfig,
     EncoderDecoderConfig,
     FeaturesConfig,
     HoleJudgeConfig,
@@ -148,18 +149,17 @@ def make_trainer(tiles, folder, config=TRAINING, kind="pix2pix", poisoned=-1, on
     return Trainer(task, batches, config, folder, penalties=[R1()], on_log=on_log)
 
 
-def fine(tiles, folder, kind="pix2pix"):
+def fine(tiles, folder, kind="pix2pix", config=TRAINING):
     """Twenty steps in float64, with a stop between two lines; returns the metric lines."""
     lines = []
 
     def note(step, values):
         lines.append({"step": step, **values})
 
-    first = dataclasses.replace(TRAINING, steps=13)
+    first = dataclasses.replace(config, steps=13)
     first = make_trainer(tiles, folder, first, kind, on_log=note)
     first.fit()
-    second = make_trainer(tiles, folder, kind=kind, on_log=note)
-    second.config = TRAINING
+    second = make_trainer(tiles, folder, config, kind, on_log=note)
     second.load_state_dict(first.state_dict())
     second.fit()
     return lines
@@ -173,6 +173,16 @@ def inpainting(tiles, folder):
 def two_stage(tiles, folder):
     """The same with holes, in two stages."""
     return fine(tiles, folder, "two_stage")
+
+
+def balanced(tiles, folder):
+    """pix2pix with every balance that finds its weights itself, gradients measured."""
+    found = {}
+    for kind in ("derived", "uncertainty", "gradnorm", "adaptive"):
+        balance = BalanceConfig(kind, rate=0.1)
+        config = dataclasses.replace(TRAINING, balance=balance, gradients_every=2)
+        found[kind] = fine(tiles, folder / kind, config=config)
+    return found
 
 
 def interrupted(tiles, folder):
@@ -220,7 +230,7 @@ def all_of_it(tiles, folder):
     """Everything above, with what it returned."""
     return {
         part.__name__: part(tiles, folder / part.__name__)
-        for part in (refused, fine, inpainting, two_stage, interrupted, failed, ordinary)
+        for part in (refused, fine, inpainting, two_stage, balanced, interrupted, failed, ordinary)
     }
 
 

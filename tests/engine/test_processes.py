@@ -86,6 +86,20 @@ def test_metrics_are_those_of_all_processes(alone, both, task):
     assert all(("generator/style" in line) == (task != "fine") for line in got[task])
 
 
+@pytest.mark.parametrize("kind", ["derived", "uncertainty", "gradnorm", "adaptive"])
+def test_balances_of_all_processes_find_the_weights_of_one(alone, both, kind):
+    """Weights are found in float32, so they agree to its digits."""
+    (expected, folder), ((got, others), folder_of_both) = alone, both
+    assert got["balanced"][kind] == others["balanced"][kind]
+    for one, other in zip(expected["balanced"][kind], got["balanced"][kind], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+        assert one["generator/gradient/adversarial"] > 0
+    states = [newest(f / "balanced" / kind) for f in (folder, folder_of_both)]
+    assert difference(*[state["players"]["generator"] for state in states]) < 1e-5
+    for name, number in states[0]["balances"][0]["numbers"].items():
+        assert difference(number, states[1]["balances"][0]["numbers"][name]) < 1e-5
+
+
 def test_ctrl_c_at_one_process_stops_all_at_one_step(both):
     results, folder = both
     assert [r["interrupted"] for r in results] == [10, 10]
