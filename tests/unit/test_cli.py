@@ -298,6 +298,36 @@ def test_from_nested_scenes_to_finer_ones(capsys, tmp_path):
         assert (made.transform, made.crs.to_epsg()) == (place, 32633)
 
 
+@pytest.mark.usefixtures("inside")
+def test_a_vae_from_tiles_to_numbers(capsys, tmp_path):
+    shape = "--generator.width 4 --generator.depth 2 --generator.latent 2 --noise laplace"
+    more = "--warm-up.shape fade_in --warm-up.start 0 --gradients-every 1 --log-every 1"
+    rest = f"--steps 2 --batch-size 2 --split.block 32 --tensorboard False --to {tmp_path}/run"
+    line = f"train vae --tiles tiles {shape} {more} {rest}"
+    assert typed(capsys, line) == f"{tmp_path}/run: trained to step 2\n"
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (settings["task"], settings["settings"]["noise"]) == ("vae", "laplace")
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert "generator/gradient/likelihood" in json.loads(metrics[0])
+    out = typed(capsys, f"evaluate --run {tmp_path}/run")
+    assert re.search(r"\nsamples +-", out)  # they have no partners, so no L1
+    assert re.search(r"\nmodel +[0-9.]+ ", out)
+    line = f"apply --run {tmp_path}/run --scene photo.tif --to {tmp_path}/made.tif"
+    assert typed(capsys, line) == f"{tmp_path}/made.tif\n"
+
+
+@pytest.mark.usefixtures("inside")
+def test_every_balance_and_game_can_be_asked_for(capsys, tmp_path):
+    pairs = [("derived", "wasserstein"), ("uncertainty", "relativistic"), ("gradnorm", "hinge")]
+    for kind, game in [*pairs, ("adaptive", "vanilla")]:
+        asked = f"--balance.kind {kind} --balance.rate 0.1 --adversarial {game} --steps 1"
+        line = f"train pix2pix --tiles tiles --to {tmp_path}/{kind} {QUICK} {asked}"
+        assert typed(capsys, line) == f"{tmp_path}/{kind}: trained to step 1\n"
+        settings = json.loads((tmp_path / kind / "config.json").read_text())
+        assert settings["training"]["balance"]["kind"] == kind
+        assert settings["settings"]["adversarial"] == game
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(workplace, tmp_path):
     run = tmp_path / "a run"
     line = f"train pix2pix --tiles tiles --steps 1000000 --log-every 1 {QUICK}".split()

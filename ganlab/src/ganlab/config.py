@@ -487,9 +487,9 @@ class BalanceConfig:
     rate: float = 0.02
     """Step of learned weights (uncertainty, gradnorm), in their logarithms."""
     alpha: float = 0.5
-    """gradnorm: how much more terms that lag behind pull."""
+    """How much more terms that lag behind pull (gradnorm); 0 makes all pulls equal."""
     start: float = 0.0
-    """adaptive: share of the training after which the adversarial term begins."""
+    """Share of the training after which the adversarial term begins (adaptive)."""
 
 
 @dataclass(frozen=True)
