@@ -203,7 +203,7 @@ def test_a_confusion_matrix_by_hand():
     batch = {"label": true.view(1, 1, 3, 5), "valid": valid.view(1, 1, 3, 5)}
 
     def guess(_):
-        return {"model": field.enter(made.view(1, 1, 3, 5))}
+        return {"model": {"label": field.enter(made.view(1, 1, 3, 5))}}
 
     rows = evaluation._labels(guess, field, [batch])
     assert rows["model"]["accuracy"] == pytest.approx(7 / 10)

@@ -324,7 +324,7 @@ class CloudsConfig:
     """Alpha in the middle of clouds, drawn between these; 1 hides the ground. That of files is
     multiplied by it."""
     softness: float = 2.0
-    """0.1 gives hard edges, 3 haze."""
+    """How wide the edges are: 0.1 gives hard ones, 3 haze."""
     darkness: float = 0.0
     """Share of the light that the shadow of an opaque cloud takes from the ground."""
     white: tuple[float, ...] = ()
@@ -397,12 +397,12 @@ class SuperResolutionConfig:
     image: str = "image"
     """What is made: an image source of the tile store."""
     coarse: str | None = None
-    """What is given: a source on the tiles' own grid, on which ``image`` is finer (see
-    ``TilingConfig.fine``); if not given, ``image`` as a coarser sensor would have measured it."""
+    """What is given: a source on the tiles' own grid, on which the image is finer (see fine in
+    tiling); if not given, the image as a coarser sensor would have measured it."""
     factor: int = 2
     """Fine pixels along a coarse one: 2, 4, 8; 1 trains an autoencoder, the easy case."""
     sensor: SensorConfig = field(default_factory=SensorConfig)
-    """The coarser sensor, where ``coarse`` is not given."""
+    """The coarser sensor, where no coarse source is given."""
     generator: UNetConfig = field(
         default_factory=lambda: UNetConfig(width=32, depth=4, up="resize", dropout=0.0)
     )
