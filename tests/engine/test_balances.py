@@ -21,6 +21,7 @@ from ganlab.config import (
     VAENetworkConfig,
 )
 from ganlab.errors import InputError
+from ganlab.losses.balance import FixedBalance, GradNormBalance
 from ganlab.tasks.pix2pix import Pix2Pix
 from ganlab.training import Trainer, checkpoints, resume, train
 from ganlab.training.records import read_metrics
@@ -96,6 +97,43 @@ def test_adaptive_pulls_are_equal_in_a_training(tiles, tmp_path, quick, tiny):
     l1, game = (curve(lines, f"generator/gradient/{name}") for name in TERMS)
     assert l1 == pytest.approx(game, rel=1e-4)
     assert all(pull > 1e-3 for pull in l1)
+
+
+def test_a_given_balance_is_told_of_processes_and_precision(make_trainer, quick, tiny):
+    given = GradNormBalance(FixedBalance({"l1": 1.0, "adversarial": 1.0}))
+    balances = (given, FixedBalance({"adversarial": 1.0}))
+    trainer = make_trainer(
+        lambda spec: Pix2Pix(tiny(), spec), quick(precision="fp16"), balances=balances
+    )
+    assert given.scale(torch.ones(())) == trainer.scaler.get_scale() > 1
+    assert given.reduce(torch.tensor(3.0)) == 3
+    assert given.reduce.__self__ is trainer
+
+
+class Faint(Pix2Pix):
+    """As on tiles of ordinary size, where a logit's share in the mean is small."""
+
+    def generator_losses(self, batch, out, verdict):
+        terms = super().generator_losses(batch, out, verdict)
+        return {**terms, "adversarial": 1e-4 * terms["adversarial"]}
+
+
+@pytest.mark.parametrize("kind", ["gradnorm", "adaptive"])
+def test_float16_measures_the_same_pulls(make_trainer, quick, tiny, kind):
+    """Once the GradScaler has found its factor; what it passes over, the balance does too."""
+    found, settings = {}, tiny(generator=PLAIN, reconstruction_weight=0.1)
+    for precision in ("fp32", "fp16"):
+        balance = BalanceConfig(kind, rate=0.0)
+        config = quick(steps=16, balance=balance, precision=precision, gradients_every=1)
+        config = dataclasses.replace(config, generator_lr=0.0, discriminator_lr=0.0)
+        trainer = make_trainer(lambda spec: Faint(settings, spec), config)
+        trainer.fit()
+        assert all(np.isfinite(line["generator/total"]) for line in trainer.lines)
+        found[precision] = trainer.lines[-1]
+    names = [f"generator/{what}/{name}" for what in ("gradient", "weight") for name in TERMS]
+    for name in names:
+        assert found["fp16"][name] == pytest.approx(found["fp32"][name], rel=0.03)
+        assert found["fp32"][name] > 0
 
 
 def test_measured_gradients_are_those_of_the_weighted_terms(make_trainer, quick, tiny):

@@ -191,6 +191,47 @@ def test_gradient_norms_are_those_of_autograd():
     sum(terms.values()).backward()  # the graph is still there
 
 
+def test_small_gradients_do_not_vanish_in_float16():
+    """A network in 16 bits rounds gradients below 6e-8 to nothing, unless the loss is enlarged."""
+    layer = torch.ones(3, 4, requires_grad=True)
+    hidden = (layer.half() * 2).float()
+    terms = {"faint": 1e-9 * hidden.sum(), "strong": 3 * hidden.sum()}
+    expected = {"faint": 2e-9 * 12**0.5, "strong": 6 * 12**0.5}
+    plain_norms = gradient_norms(terms, layer)
+    assert plain_norms["faint"] == 0
+    found = gradient_norms(terms, layer, scale=lambda value: value * 2**13)
+    assert plain(found) == pytest.approx(expected, rel=1e-2)
+    too_much = gradient_norms(terms, layer, scale=lambda value: value * 2**20)
+    assert too_much["strong"].isinf()
+    assert too_much["faint"].item() == pytest.approx(expected["faint"], rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["gradnorm", "adaptive"])
+def test_a_gradient_that_was_too_much_is_passed_over(kind):
+    """As the GradScaler passes over the step; afterwards all is as it was."""
+    fixed = FixedBalance({"a": 3.0, "adversarial": 2.0})
+    balance = choose(BalanceConfig(kind, alpha=0.0), fixed, {}, 1.0, 10)
+    layer = torch.ones(2, requires_grad=True)
+
+    def weights(size):
+        hidden = layer.half().float()
+        terms = {"a": size * hidden.sum(), "adversarial": hidden.sum()}
+        total, found = balance(terms, layer, 0)
+        assert total.isfinite()
+        return plain(found)
+
+    first = weights(1.0)
+    balance.scale = lambda value: value * 2**13
+    skipped, after = weights(40.0), weights(1.0)
+    assert first["a"] == 3
+    if kind == "gradnorm":
+        assert skipped["a"] + skipped["adversarial"] == pytest.approx(5)
+        assert 2 < after["a"] <= skipped["a"] < 3
+    else:
+        assert skipped == {"a": 3, "adversarial": 0}
+        assert first == after == pytest.approx({"a": 3, "adversarial": 6}, rel=1e-3)
+
+
 def test_without_a_layer_nothing_can_be_compared():
     with pytest.raises(InputError, match="this task names none"):
         gradient_norms({"a": torch.ones(())}, None)

@@ -22,10 +22,12 @@ Weights = dict[str, float | Tensor]
 class Balance(Protocol):
     """What the Trainer asks of a balance.
 
-    ``reduce`` makes means over processes, which must all decide alike; the Trainer sets it.
+    ``reduce`` makes means over processes, which must all decide alike, and ``scale`` enlarges a
+    loss before its backward pass in 16 bits; the Trainer sets both.
     """
 
     reduce: Callable[[Tensor], Tensor] = staticmethod(lambda value: value)
+    scale: Callable[[Tensor], Tensor] = staticmethod(lambda value: value)
 
     def __call__(
         self, terms: Terms, last_layer: Tensor | None, step: int
@@ -103,7 +105,10 @@ class FixedBalance(Balance):
 
 
 def gradient_norms(
-    terms: Terms, layer: Tensor | None, reduce: Callable[[Tensor], Tensor] = lambda value: value
+    terms: Terms,
+    layer: Tensor | None,
+    reduce: Callable[[Tensor], Tensor] = lambda value: value,
+    scale: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> dict[str, Tensor]:
     """How hard each term pulls at one layer: norms of the gradients, scalars without graph.
 
@@ -115,6 +120,8 @@ def gradient_norms(
         layer: the weight whose gradients are measured.
         reduce: makes means over processes: of the gradients, since a mean of norms is another
             number than the norm for the whole batch.
+        scale: enlarges a loss before its backward pass, where small gradients of float16 would
+            vanish; norms are those of the loss as it is, infinite where it was too much.
 
     Raises:
         InputError: there is no layer.
@@ -123,10 +130,14 @@ def gradient_norms(
         raise InputError("gradients are compared at a last layer; this task names none")
     norms = {}
     for name, term in terms.items():
-        found = None
+        found, factor = None, scale(term.new_ones(()))
         if term.requires_grad:
-            (found,) = torch.autograd.grad(term, layer, retain_graph=True, allow_unused=True)
-        norms[name] = term.new_zeros(()) if found is None else reduce(found.detach().float()).norm()
+            large = scale(term)
+            (found,) = torch.autograd.grad(large, layer, retain_graph=True, allow_unused=True)
+        if found is None:
+            norms[name] = term.new_zeros(())
+        else:
+            norms[name] = (reduce(found.detach().float()) / factor).norm()
     return norms
 
 
@@ -254,7 +265,8 @@ class GradNormBalance(_Learned):
         self, terms: Terms, last_layer: Tensor | None, step: int
     ) -> tuple[Tensor, Weights]:
         names = self._given(terms)
-        found = gradient_norms({name: terms[name] for name in names}, last_layer, self.reduce)
+        given = {name: terms[name] for name in names}
+        found = gradient_norms(given, last_layer, self.reduce, self.scale)
         norms = torch.stack([found[name] for name in names])
         losses = self.reduce(torch.stack([terms[name].detach().float() for name in names]))
         if not self.numbers:
@@ -263,7 +275,8 @@ class GradNormBalance(_Learned):
         # Out of a checkpoint they come on the CPU.
         logs, first = (self.numbers[key].to(norms) for key in ("logs", "first"))
         self.numbers["first"] = first
-        weighted, pulls = logs.exp() * norms, norms > 0
+        pulls = (norms > 0) & norms.isfinite()
+        weighted = torch.where(pulls, logs.exp() * norms, 0)
         positive = (losses > 0) & (first > 0)
         left = torch.where(positive, losses / torch.where(positive, first, 1), 1.0)
         share = torch.where(pulls, left**self.alpha, 0)
@@ -305,8 +318,10 @@ class AdaptiveBalance(_Learned):
         if step < self.start:
             return others, {**weights, ADVERSARIAL: 0.0}
         game = terms[ADVERSARIAL]
-        pulls = gradient_norms({"others": others, "game": game}, last_layer, self.reduce)
+        both = {"others": others, "game": game}
+        pulls = gradient_norms(both, last_layer, self.reduce, self.scale)
         ratio = (pulls["others"] / (pulls["game"] + 1e-6)).clamp(max=1e4)
+        ratio = torch.where((pulls["others"] + pulls["game"]).isfinite(), ratio, 0)
         factor = self.fixed.weight(ADVERSARIAL) * self.fixed.factor(ADVERSARIAL, step)
         weight = factor * ratio
         return others + weight * game, {**weights, ADVERSARIAL: weight}

@@ -60,7 +60,6 @@ class Trainer:
         self.task = task.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.batches, self.config, self.folder = batches, config, folder
         self.penalties, self.on_log, self.on_sample = penalties, on_log, on_sample
-        self.balances = balances or self._balances(task)
         self.players: dict[str, nn.Module] = {"generator": task.generator}
         if task.discriminator is not None:
             self.players["discriminator"] = task.discriminator
@@ -70,6 +69,8 @@ class Trainer:
             for name, player in self.players.items()
         }
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.balances = balances or self._balances(task)
+        self.balances[0].reduce, self.balances[0].scale = self._mean, self.scaler.scale
         self.ema = AveragedModel(task.generator, multi_avg_fn=self._ema) if config.ema else None
         if config.compile:
             for player in self.players.values():
@@ -82,9 +83,7 @@ class Trainer:
         """The task's weights, weighed anew as the configuration asks."""
         fixed, other = task.balances(self.config.steps)
         noises, values = task.likelihoods, task.values_judged
-        chosen = choose(self.config.balance, fixed, noises, values, self.config.steps)
-        chosen.reduce = self._mean
-        return chosen, other
+        return choose(self.config.balance, fixed, noises, values, self.config.steps), other
 
     def _mean(self, value: Tensor) -> Tensor:
         """Over processes."""
@@ -136,7 +135,8 @@ class Trainer:
         total, weights = self.balances[0](terms, task.last_layer, self.step)
         if config.gradients_every and self.step % config.gradients_every == 0:
             weighted = {f"generator/gradient/{n}": weights[n] * term for n, term in terms.items()}
-            self._meter.add(gradient_norms(weighted, task.last_layer, self._mean))
+            layer, scale = task.last_layer, self.scaler.scale
+            self._meter.add(gradient_norms(weighted, layer, self._mean, scale))
         self._update("generator", total, terms, weights)
         if task.discriminator is not None:
             task.discriminator.requires_grad_(True)
