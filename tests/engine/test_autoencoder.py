@@ -91,7 +91,7 @@ def test_twenty_steps_are_ten_and_ten(tiles, tmp_path, same_runs, monkeypatch, s
     resume(run)
     same_runs(whole, run)
     state = checkpoints.load(checkpoints.latest(run / "checkpoints"))
-    assert ("log_scale" in state["players"]["generator"]) == (scale == "learned")
+    assert ("scale" in state["players"]["generator"]) == (scale == "learned")
 
 
 def test_codes_are_drawn_anew_at_every_step(make_trainer, quick):

@@ -418,6 +418,18 @@ def test_a_state_holds_all_there_is(kind):
         assert used[0][1] != used[19][1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_waits_for_the_device(no_waiting, kind):
+    balance = choose(BalanceConfig(kind), UNIT, {"a": "laplace"}, 3.0, 40)
+    layer = numbers(3).requires_grad_()
+    with no_waiting():
+        for step in range(3):
+            terms = {"a": layer.square().sum(), "b": layer.exp().sum(), "adversarial": layer.sum()}
+            total, weights = balance(terms, layer, step)
+            gradient_norms({name: weights[name] * term for name, term in terms.items()}, layer)
+            total.backward()
+
+
 @pytest.mark.parametrize("reconstruction", ["l1", "l2"])
 def test_tasks_name_their_likelihoods(hole_task, cloud_task, super_task, reconstruction):
     noise = {"l1": "laplace", "l2": "gaussian"}[reconstruction]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributions import Laplace, Normal, kl_divergence
 
-from ganlab.config import BalanceConfig, ScheduleConfig, VAEConfig, VAENetworkConfig
+from ganlab.config import BalanceConfig, ScheduleConfig, TrainingConfig, VAEConfig, VAENetworkConfig
 from ganlab.errors import InputError
 from ganlab.losses.balance import choose
-from ganlab.networks.vae import NARROWEST, VAE
+from ganlab.networks.vae import NARROWEST, SCALE_RATE, VAE
 from ganlab.tasks import TASKS
 from ganlab.tasks.vae import GaussianVAE
 
@@ -209,7 +209,7 @@ def test_terms_by_hand(vae, noise, scale, bands):
     """torch's densities over all valid values, and its divergence, per value."""
     task = vae(bands, noise=noise, scale=scale, fixed_scale=0.3)
     if scale == "learned":
-        task.generator.log_scale.data.fill_(-0.7)
+        task.generator.scale.data.fill_(-0.7 / SCALE_RATE)
     batch, out = half_known(task, bands)
     batch["valid"][0] = 0  # nothing of the first
     batch["valid"][1, :, :3] = 0
@@ -257,6 +257,15 @@ def test_nothing_gets_through_from_under_invalid_pixels(vae, noise, scale):
     dirty["likelihood"].backward()
     assert (made.grad[gap] == 0).all()
     assert (made.grad[~gap] != 0).all()
+
+
+@pytest.mark.parametrize("scale", ["optimal", "learned", "fixed"])
+def test_nothing_waits_for_the_device(vae, no_waiting, scale):
+    task, batch = vae(scale=scale, free=0.1), batch_of(2, 3, 8, 8)
+    balance, _ = task.balances(10)
+    with no_waiting():
+        terms = task.generator_losses(batch, task.generate(batch), None)
+        balance(terms, task.last_layer, 0)[0].backward()
 
 
 def test_a_batch_of_nothing_is_finite(vae):
@@ -330,7 +339,7 @@ def test_a_learned_scale_comes_to_the_error(vae, noise):
     out = {"image": torch.zeros(8, 3, 16, 16), "mean": torch.zeros(8, 3, 4, 4)}
     out["log_variance"] = out["mean"]
     batch["image"] = torch.from_numpy(drawn).float()
-    adam = torch.optim.Adam([task.generator.log_scale], 0.05)
+    adam = torch.optim.Adam([task.generator.scale], 5e-4)
     for _ in range(150):
         loss = sum(task.generator_losses(batch, out, None).values())
         adam.zero_grad()
@@ -356,11 +365,7 @@ def test_one_batch_can_be_learned_by_heart(vae, noise, scale):
     )
     batch = batch_of(2, 3, 16, 16)
     batch["image"] = torch.stack([image, -image * 0.5])
-    parameters = [p for n, p in task.generator.named_parameters() if n != "log_scale"]
-    groups = [{"params": parameters, "lr": 4e-3}]
-    if scale == "learned":
-        groups.append({"params": [task.generator.log_scale], "lr": 3e-2})
-    adam = torch.optim.Adam(groups)
+    adam = torch.optim.Adam(task.parameters(), 4e-3 if scale == "optimal" else 2e-3)
     torch.manual_seed(1)
     likelihoods, totals = [], []
     for _ in range(250):
@@ -379,6 +384,18 @@ def test_one_batch_can_be_learned_by_heart(vae, noise, scale):
     task.eval()
     made = task.sample(batch, 0)["image"]
     assert (made - batch["image"]).abs().mean() < 0.1
+
+
+def test_a_learned_scale_is_there_in_time(vae):
+    """At the learning rate of the networks: what the data say within 200 steps, not 10,000."""
+    task, (batch, out) = vae(scale="learned"), half_known(vae())
+    out["image"] = batch["image"] + 0.05
+    adam = torch.optim.Adam(task.parameters(), TrainingConfig().generator_lr)
+    for _ in range(200):
+        adam.zero_grad()
+        task.generator_losses(batch, out, None)["likelihood"].backward()
+        adam.step()
+    assert task.generator.log_scale.exp().item() == pytest.approx(0.05, rel=0.05)
 
 
 def likelihood_of(scale, noise):

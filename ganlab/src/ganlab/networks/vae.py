@@ -10,6 +10,11 @@ NARROWEST = -14.0
 """Least log-variance of a code: below, its noise is nothing and its divergence still grows."""
 
 
+SCALE_RATE = 100.0
+"""Learning rates by which a learned noise level moves, in its logarithm: Adam's steps are as long
+for it as for any weight, and it has to come from 0 to about -3."""
+
+
 class VAE(nn.Module):
     """An image is coded as a map of Gaussians, and made again from what they give.
 
@@ -26,7 +31,7 @@ class VAE(nn.Module):
         depth: number of halvings, at least 1.
         norm: "batch", "instance", "channel" or "none".
         up: "transposed", "resize" or "subpixel".
-        learned_scale: the noise level of the image is a parameter, its logarithm ``log_scale``.
+        learned_scale: the noise level of the image is a parameter; ``log_scale`` is its logarithm.
 
     Raises:
         InputError: no width, no depth, or no code.
@@ -63,7 +68,12 @@ class VAE(nn.Module):
             rise.append(nn.LeakyReLU(0.2))
         self.decoder = nn.Sequential(*rise, upsampling(up, width, channels))
         initialize(self)
-        self.log_scale = nn.Parameter(torch.zeros(())) if learned_scale else None
+        self.scale = nn.Parameter(torch.zeros(())) if learned_scale else None
+
+    @property
+    def log_scale(self) -> Tensor | None:
+        """Logarithm of the learned noise level, from 0 on; None if it is not learned."""
+        return None if self.scale is None else SCALE_RATE * self.scale
 
     @property
     def stride(self) -> int:
