@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import torch
 
+from ganlab import evaluation
 from ganlab.config import (
     ApplyConfig,
     EvaluateConfig,
@@ -22,6 +23,7 @@ from ganlab.config import (
 from ganlab.data.batches import Batches
 from ganlab.data.store import TileStore
 from ganlab.data.tiling import tile
+from ganlab.distributions import kernel_distance
 from ganlab.evaluation import evaluate, table
 from ganlab.inference import apply
 from ganlab.metrics import Texture
@@ -161,6 +163,28 @@ def test_reconstructions_and_samples_are_measured(run, town, tmp_path):
         for kind, distance in texture.distance(textures[2]).items():
             assert rows[row][f"{kind} d."] == pytest.approx(float(distance), rel=1e-3)
     assert rows["samples"]["spectrum d."] != rows["model"]["spectrum d."]
+
+
+def test_samples_have_no_partners_in_their_kernel_distance(run, town, tmp_path, monkeypatch):
+    """Products of a made tile with the one it was made from are left out; samples have none."""
+
+    def features(image, valid):
+        return torch.nn.functional.adaptive_avg_pool2d(image, 2).flatten(1)
+
+    monkeypatch.setattr(evaluation, "_features", lambda *_: features)
+    rows = evaluate(EvaluateConfig(run, "train", batch_size=100, to=tmp_path / "n.json"))["rows"]
+    task, store = load_task(run), TileStore.open(town[1])
+    chosen = store.split(SplitConfig(block=32)).train
+    batch = Batches(store, chosen, task.spec, batch_size=1, augment=False).whole(chosen)
+    made = {"model": task.sample(batch, 0)["image"], "samples": task.imagine(batch, int(chosen[0]))}
+    true = features(batch["image"], None).double().numpy()
+    for name, images in made.items():
+        both = features(images, None).double().numpy(), true
+        expected, other = (1000 * kernel_distance(*both, paired=p) for p in (True, False))
+        if name == "samples":
+            expected, other = other, expected
+        assert rows[name]["KID"] == pytest.approx(expected, rel=1e-4)
+        assert rows[name]["KID"] != pytest.approx(other, rel=1e-2)
 
 
 def test_the_table_leaves_out_what_samples_do_not_have(run, tmp_path):
