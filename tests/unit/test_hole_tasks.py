@@ -119,7 +119,7 @@ def test_windows_start_at_multiples_of_the_networks_stride(hole_task, kind, laye
 
 def test_labels_and_unknown_sources_are_refused(hole_task):
     for kind in KINDS:
-        with pytest.raises(InputError, match="'label' is a label source; holes are filled in im"):
+        with pytest.raises(InputError, match="'label' is a label source; this task is for im"):
             hole_task(kind, image="label")
         with pytest.raises(InputError, match=r"no source 'photo', only \['image', 'label'\]"):
             hole_task(kind, image="photo")
