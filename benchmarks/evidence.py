@@ -272,6 +272,10 @@ def chapter_08() -> Iterator[Run]:
         "joint": CLEAR,
         "bare": dataclasses.replace(CLEAR, compare="bare"),
         "sequential": dataclasses.replace(CLEAR, order="sequential"),
+        # One network with as many weights as the two of "sequential", 3 % more.
+        "wide": dataclasses.replace(
+            CLEAR, generator=dataclasses.replace(CLEAR.generator, width=23)
+        ),
         "real": dataclasses.replace(CLEAR, clouds=REAL_LAYERS),
         "spectrum": dataclasses.replace(CLEAR, clouds=SPECTRAL_CLOUDS),
         "l2": dataclasses.replace(CLEAR, reconstruction="l2"),
@@ -280,8 +284,8 @@ def chapter_08() -> Iterator[Run]:
         ),
     }
     which = {
-        "ground": ("joint", "real", "bare", "sequential"),
-        "toytown": ("joint", "bare", "sequential", "l2", "gan"),
+        "ground": ("joint", "real", "bare", "sequential", "wide"),
+        "toytown": ("joint", "bare", "sequential", "l2", "gan", "wide"),
         "spectral": ("spectrum",),
     }
     for seed in range(3):
