@@ -249,8 +249,8 @@ def test_verdict_ground_through_thin_cloud() -> None:
         return [result["rows"]["model"][metric] for result in stored("08", data, setting)]
 
     settings = {
-        "toytown": ("joint", "bare", "sequential", "l2", "gan"),
-        "ground": ("joint", "bare", "sequential", "real"),
+        "toytown": ("joint", "bare", "sequential", "wide", "l2", "gan"),
+        "ground": ("joint", "bare", "sequential", "wide", "real"),
         "spectral": ("spectrum",),
     }
     for data, names in settings.items():
@@ -266,7 +266,8 @@ def test_verdict_ground_through_thin_cloud() -> None:
         pairs = zip(of(data, "joint", "thin L1"), of(data, "bare", "thin L1"), strict=True)
         assert all(0.95 < b / a < 1.05 for a, b in pairs)
         for metric in ("thin L1", "clear L1"):
-            assert every(of(data, "sequential", metric), of(data, "joint", metric))
+            for other in ("joint", "wide"):
+                assert every(of(data, "sequential", metric), of(data, other, metric))
     l2, l1 = (of("toytown", setting, "thin L1") for setting in ("l2", "joint"))
     assert all(0.95 < b / a < 1.05 for a, b in zip(l1, l2, strict=True))
     for metric in ("clear L1", "alpha L1"):
