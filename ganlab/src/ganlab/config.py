@@ -18,6 +18,7 @@ Adversarial = Literal["vanilla", "least_squares", "hinge", "wasserstein", "relat
 HoleKind = Literal[
     "rectangle", "circle", "polygon", "stroke", "stripe", "cloud", "footprint", "file"
 ]
+PenaltyKind = Literal["r1", "r2", "wgan_gp", "zero_centred"]
 MaskMeaning = Literal["nonzero", "landsat_pre", "landsat_c1", "landsat_c2"]
 
 
@@ -493,6 +494,59 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True)
+class StabilizersConfig:
+    """What keeps the game of two networks from running away; nothing of it is on by default.
+
+    Each works for every task that has a discriminator, with the exceptions that an error names.
+    """
+
+    penalties: tuple[PenaltyKind, ...] = ()
+    """Bounds on the slope of the discriminator: on true images (r1), on made ones (r2; Mescheder et
+    al. 2018), or between the two: of length 1 (wgan_gp; Gulrajani et al. 2017) or of length 0
+    (zero_centred; Thanh-Tung et al. 2019)."""
+    penalty_weight: float = 1.0
+    """Their weight: gamma of r1 and r2, lambda of the others."""
+    penalty_every: int = 1
+    """Steps between penalties, each of which then counts so many times (Karras et al. 2020)."""
+    penalty_step: float = 0.0
+    """Width of finite differences, in network units; 0 takes exact gradients, which need the
+    discriminator to be differentiated twice."""
+    spectral: Literal["none", "normalization", "regularization"] = "none"
+    """Largest singular values of the discriminator's layers: divided by them (Miyato et al. 2018),
+    or half their squares added to the loss (Yoshida and Miyato 2017)."""
+    spectral_weight: float = 0.01
+    """Weight of the regularization."""
+    replay: int = 0
+    """Made tiles that are remembered; half of each batch of the discriminator then comes from
+    there (Shrivastava et al. 2017)."""
+    history: float = 0.0
+    """Weight of the squared distance of all weights from their past mean (Salimans et al. 2016)."""
+    gate: Literal["none", "loss_ratio", "accuracy"] = "none"
+    """Pause the player that is ahead: by the ratio of the generator's adversarial loss to that of
+    the discriminator, or by the share of patches that the discriminator judges rightly."""
+    gate_range: tuple[float, float] = (0.0, 0.0)
+    """Below the first number the generator pauses, above the second the discriminator; (0, 0)
+    takes (0.2, 5) for the ratio and (0.5, 0.9) for the accuracy."""
+    gate_every: int = 10
+    """Steps between decisions, each from the mean over these steps."""
+    critic: int = 1
+    """Updates of the discriminator for one of the generator, each on a batch of its own."""
+    diversity: Literal["none", "deviation", "discrimination"] = "none"
+    """Let the discriminator see how much the samples of a batch differ: one channel of standard
+    deviations (Karras et al. 2018), or learned distances (Salimans et al. 2016)."""
+    instance_noise: float = 0.0
+    """Standard deviation, in network units, of noise on all that the discriminator sees (Sonderby
+    et al. 2017)."""
+    instance_noise_schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig("linear", start=0.0)
+    )
+    """How that noise fades."""
+    smoothing: float = 0.0
+    """Doubt in the label of true images, for the discriminator alone: 0.1 makes 1 to 0.9 (Salimans
+    et al. 2016)."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How a task is trained."""
 
@@ -516,6 +570,7 @@ class TrainingConfig:
     """Factor of both learning rates."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     """How the generator's terms are weighed."""
+    stabilizers: StabilizersConfig = field(default_factory=StabilizersConfig)
     gradients_every: int = 0
     """Steps between measurements of how hard each weighted term pulls at the generator's last
     layer, logged as generator/gradient/...; 0 for none."""

@@ -1,0 +1,1 @@
+"""What keeps the game of two networks from running away, for any task."""
