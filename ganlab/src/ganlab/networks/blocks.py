@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ganlab.errors import InputError
+
 Norm = Literal["batch", "instance", "channel", "none"]
 Up = Literal["transposed", "resize", "subpixel"]
 
@@ -113,6 +115,64 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual: Tensor = self.layers(x)
         return x + residual
+
+
+class MinibatchDeviation(nn.Module):
+    """One more channel: how much the samples of the batch differ (Karras et al. 2018, section 3).
+
+    The standard deviation over the batch of every feature at every pixel, in the mean over both:
+    one number, everywhere in all samples. ``(B, C, H, W)`` in, ``(B, C + 1, H, W)`` out; at least
+    two samples, else ``InputError``. Their 1e-8 under the root keeps gradients finite where all
+    samples are equal.
+    """
+
+    added = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        _refuse_single(x)
+        with torch.autocast(x.device.type, enabled=False):
+            fine = x.to(torch.promote_types(x.dtype, torch.float32))
+            deviation = (fine.var(0, correction=0) + 1e-8).sqrt().mean()
+        return torch.cat([x, deviation.to(x.dtype).expand(len(x), 1, *x.shape[2:])], 1)
+
+
+class MinibatchDiscrimination(nn.Module):
+    """``kernels`` more channels: how near a sample is to the others of its batch.
+
+    A learned map turns the features of sample i, in the mean over its pixels, into rows
+    ``M[i, b]`` of ``dims`` numbers; channel b is ``sum_j exp(-|M[i, b] - M[j, b]|_1)`` over all
+    other samples j, the same at every pixel (Salimans et al. 2016, section 3.2). The sample itself
+    would add 1 to all and is left out. ``(B, channels, H, W)`` in,
+    ``(B, channels + kernels, H, W)`` out; at least two samples, else ``InputError``.
+
+    Args:
+        channels: of the input.
+        kernels: distances that are learned.
+        dims: numbers behind each.
+    """
+
+    def __init__(self, channels: int, kernels: int = 32, dims: int = 5) -> None:
+        super().__init__()
+        self.added = kernels
+        self.rows = nn.Linear(channels, kernels * dims, bias=False)
+        nn.init.normal_(self.rows.weight, 0.0, channels**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _refuse_single(x)
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+            rows = self.rows(pooled).unflatten(1, (self.added, -1))
+            apart = (rows[:, None] - rows[None]).abs().sum(3)
+            near = torch.exp(-apart).sum(1) - 1
+        return torch.cat([x, near.to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
+
+
+def _refuse_single(x: Tensor) -> None:
+    if len(x) < 2:
+        raise InputError(
+            "a batch of one sample has no diversity; give two or more for each process, or leave "
+            "out the diversity layer"
+        )
 
 
 @torch.no_grad()

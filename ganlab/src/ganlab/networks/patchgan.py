@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from ganlab.errors import InputError
 from ganlab.networks.attention import SelfAttention
-from ganlab.networks.blocks import Norm, initialize, normalization
+from ganlab.networks.blocks import (
+    MinibatchDeviation,
+    MinibatchDiscrimination,
+    Norm,
+    initialize,
+    normalization,
+)
 
 FIELDS = {9 * 2**layers - 2: layers for layers in range(1, 6)}
 """Receptive fields that have a name, 16 to 286 pixels, and the layers with stride 2 they take."""
@@ -62,6 +68,7 @@ class PatchGAN(nn.Module):
                 parts.append(normalization(here, channels))
             self.layers.append(nn.Sequential(*parts, nn.LeakyReLU(0.2)))
             source = channels
+        self.diversity: nn.Module = nn.Identity()
         self.head = nn.Conv2d(source, 1, 4, 1, 1)
         initialize(self)
         if attention:
@@ -155,7 +162,7 @@ class PatchGAN(nn.Module):
         for layer in self.layers:
             x = layer(x)
             features.append(x)
-        return [(self.head(x), features)]
+        return [(self.head(self.diversity(x)), features)]
 
 
 class GlobalLocal(nn.Module):
@@ -221,6 +228,40 @@ class GlobalLocal(nn.Module):
             [(logits, features)] = self.part(*around(condition, condition, image))
             heads.append((logits.mean((2, 3), keepdim=True), features))
         return heads
+
+
+def diversify(discriminator: nn.Module, kind: Literal["deviation", "discrimination"]) -> None:
+    """Let every PatchGAN in a discriminator see how much the samples of a batch differ, in place.
+
+    A layer before the head adds channels (``blocks.MinibatchDeviation`` or
+    ``blocks.MinibatchDiscrimination``). The head's weights for them are drawn by
+    ``blocks.initialize``, its others stay. From then on the judgement of a sample depends on the
+    others in its batch. To be called before optimizers are made.
+
+    Args:
+        discriminator: a PatchGAN or a network of several.
+        kind: which layer.
+
+    Raises:
+        InputError: there is no PatchGAN, or one that has such a layer already.
+    """
+    networks = [module for module in discriminator.modules() if isinstance(module, PatchGAN)]
+    if not networks:
+        raise InputError(f"{type(discriminator).__name__} has no PatchGAN; leave out diversity")
+    for network in networks:
+        if not isinstance(network.diversity, nn.Identity):
+            raise InputError("this PatchGAN has a diversity layer already; one is enough")
+        old = network.head
+        layer = (
+            MinibatchDeviation()
+            if kind == "deviation"
+            else MinibatchDiscrimination(old.in_channels)
+        )
+        head = nn.Conv2d(old.in_channels + layer.added, 1, 4, 1, 1)
+        initialize(head)
+        head.weight.data[:, : old.in_channels] = old.weight.data
+        head.bias = old.bias
+        network.diversity, network.head = layer.to(old.weight), head.to(old.weight)
 
 
 def around(hole: Tensor, *images: Tensor) -> list[Tensor]:

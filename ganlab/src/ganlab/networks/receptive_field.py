@@ -12,7 +12,12 @@ from torch.nn import functional as F
 
 from ganlab.errors import InputError
 from ganlab.networks.attention import SelfAttention
-from ganlab.networks.blocks import ChannelNorm, SubPixel
+from ganlab.networks.blocks import (
+    ChannelNorm,
+    MinibatchDeviation,
+    MinibatchDiscrimination,
+    SubPixel,
+)
 from ganlab.networks.gated import GatedConv, PartialConv, PlainConv
 
 POINTWISE = (
@@ -278,6 +283,9 @@ def _positive(network: nn.Module) -> nn.Module:
     for path, module in [*holder.named_modules(remove_duplicate=False)]:
         if isinstance(module, POINTWISE):
             holder.set_submodule(path, nn.Identity())
+        elif isinstance(module, MinibatchDeviation | MinibatchDiscrimination):
+            # Statistics of the batch, like those of a norm; the channels have to stay.
+            holder.set_submodule(path, nn.ConstantPad3d((0, 0, 0, 0, 0, module.added), 0.0))
         elif isinstance(module, nn.MaxPool2d):
             holder.set_submodule(path, _Sum(*_described(module)))
     for weight in holder.parameters():
