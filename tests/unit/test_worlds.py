@@ -11,32 +11,14 @@ from hypothesis import strategies as st
 
 from ganlab.errors import InputError
 from ganlab.losses.adversarial import LOSSES
+from ganlab.stabilize.penalties import R1, R2, GradientPenalty, ZeroCentred
 from ganlab.worlds import DiracGAN, QuadraticJudge, critical_damping, wgan_gp_cycle
 
-
-class Gradient:
-    """The four penalties in their shortest form: the library's own are tested against it too."""
-
-    every = 1
-
-    def __init__(self, name, weight):
-        self.name, self.weight = name, weight
-
-    def __call__(self, discriminator, condition, real, fake):
-        at = {"r1": real, "r2": fake}.get(self.name, (real + fake) / 2)
-        at = at.detach().requires_grad_()
-        logits = discriminator(condition, at)[0][0]
-        (by,) = torch.autograd.grad(logits.mean((1, 2, 3)).sum(), at, create_graph=True)
-        square = by.square().sum((1, 2, 3))
-        bare = {"wgan_gp": (square.sqrt() - 1).square(), "zero_centred": square}
-        return bare.get(self.name, square / 2).mean()
-
-
-R1, R2 = Gradient("r1", 0.3), Gradient("r2", 2.0)
+ONE, BOTH = (R1(0.3),), (R1(0.3), R2(2.0))
 SETTINGS = [
     (game, penalties, noise, bias)
     for game, penalties, noise, bias in product(
-        LOSSES, [(), (R1,), (R1, R2), (Gradient("zero_centred", 0.4),)], [0.0, 0.7], [False, True]
+        LOSSES, [(), ONE, BOTH, (ZeroCentred(0.4),)], [0.0, 0.7], [False, True]
     )
     if not (noise and len(penalties) == 1)
 ]
@@ -83,7 +65,7 @@ NUMBER = st.floats(-2, 2)
 @settings(max_examples=15, deadline=None)
 @given(psi=NUMBER, theta=NUMBER, c=NUMBER, noise=st.sampled_from([0.0, 0.5]))
 def test_the_field_derived_is_the_field_simulated(game, psi, theta, c, noise):
-    for bias, penalty in ((False, R1), (True, Gradient("wgan_gp", 0.6))):
+    for bias, penalty in ((False, R1(0.3)), (True, GradientPenalty(0.6))):
         world = DiracGAN(game, (penalty,), noise, ratio=0.5, bias=bias)
         # Where a penalty's norm or a hinge has a kink, any value is as good as another.
         psi = psi if abs(psi) > 1e-3 else 0.1
@@ -108,8 +90,8 @@ def test_fields_are_those_of_the_paper():
     same(DiracGAN("vanilla"), -theta * sigmoid(t), psi * sigmoid(-t))
     same(DiracGAN("wasserstein"), -theta, psi)
     same(DiracGAN("hinge"), -theta, psi)
-    same(DiracGAN("wasserstein", (R1,)), -theta - 0.3 * psi, psi)
-    same(DiracGAN("wasserstein", (Gradient("wgan_gp", 2.0),)), -theta - 4 * (abs(psi) - 1), psi)
+    same(DiracGAN("wasserstein", ONE), -theta - 0.3 * psi, psi)
+    same(DiracGAN("wasserstein", (GradientPenalty(2.0),)), -theta - 4 * (abs(psi) - 1), psi)
     # One pair of a relativistic game is a pair of the vanilla one: D(0) = 0.
     same(DiracGAN("relativistic"), -theta * sigmoid(t), psi * sigmoid(-t))
     same(DiracGAN("least_squares"), -2 * theta * t, -2 * psi * (t - 1))
@@ -121,7 +103,7 @@ def test_eigenvalues_are_those_of_the_paper():
     root = cmath.sqrt(gamma**2 / 4 - first**2)
     paper = {
         DiracGAN(): [first * 1j, -first * 1j],
-        DiracGAN(penalties=(R1,)): [-gamma / 2 + root, -gamma / 2 - root],
+        DiracGAN(penalties=ONE): [-gamma / 2 + root, -gamma / 2 - root],
         DiracGAN(noise=sigma): [
             second * sigma**2 + sign * cmath.sqrt(second**2 * sigma**4 - first**2)
             for sign in (1, -1)
@@ -173,19 +155,18 @@ def test_r1_converges_and_turns_from_spiral_to_node(game):
     edge = critical_damping(p, q)
     assert edge == pytest.approx({"vanilla": 1, "relativistic": 1}.get(game, 2))
     for weight, circles in ((0.99 * edge, True), (1.01 * edge, False)):
-        values = simulated_eigenvalues(DiracGAN(game, (Gradient("r1", weight),)))
+        values = simulated_eigenvalues(DiracGAN(game, (R1(weight),)))
         assert all(value.real < -0.1 for value in values)
         assert all((abs(value.imag) > 1e-3) == circles for value in values)
     for alternating in (False, True):
-        world = DiracGAN(game, (Gradient("r1", edge),))
+        world = DiracGAN(game, (R1(edge),))
         end = world.orbit([0.8, 0.5], 300, 0.1, alternating)[-1]
         assert end.abs().max() < 1e-4
 
 
 def test_at_its_edge_damping_is_as_fast_as_it_gets():
     rate = [
-        -max(v.real for v in DiracGAN(penalties=(Gradient("r1", g),)).eigenvalues())
-        for g in (0.5, 1.0, 1.5)
+        -max(v.real for v in DiracGAN(penalties=(R1(g),)).eigenvalues()) for g in (0.5, 1.0, 1.5)
     ]
     assert rate == pytest.approx([0.25, 0.5, 0.75 - math.sqrt(0.75**2 - 0.25)])
 
@@ -203,7 +184,7 @@ def test_noise_damps_games_that_curve_and_no_others():
 
 @pytest.mark.parametrize("weight", [0.1, 0.5])
 def test_wgan_gp_ends_in_the_cycle_that_was_derived(weight):
-    world = DiracGAN("wasserstein", (Gradient("wgan_gp", weight),))
+    world = DiracGAN("wasserstein", (GradientPenalty(weight),))
     orbit = world.orbit([[0.5, 0.1], [0.5, 3.0]], 4000, 0.02, True, world.field)[-500:, :, 1]
     expected = wgan_gp_cycle(weight)
     assert orbit.max(0).values.tolist() == pytest.approx([expected] * 2, rel=0.03)
@@ -212,7 +193,7 @@ def test_wgan_gp_ends_in_the_cycle_that_was_derived(weight):
 
 
 def test_heavy_wgan_gp_stops_at_the_wrong_place():
-    world = DiracGAN("wasserstein", (Gradient("wgan_gp", 2.0),))
+    world = DiracGAN("wasserstein", (GradientPenalty(2.0),))
     end = world.orbit([0.5, 0.0], 800, 0.1, field=world.field)[-1]
     assert end.tolist() == pytest.approx([0, 4], abs=1e-3)
     assert end[1].item() == pytest.approx(wgan_gp_cycle(2.0), abs=1e-3)
@@ -229,20 +210,27 @@ def test_least_squares_rests_where_it_should_only_with_a_bias():
     lined = DiracGAN("least_squares", bias=True)
     assert lined.equilibrium.tolist() == [0, 0, 0.5]
     assert distance(lined.eigenvalues(), [1j, -1j, -4]) < 1e-12
-    damped = DiracGAN("least_squares", (Gradient("r1", 1.0),), bias=True)
+    damped = DiracGAN("least_squares", (R1(1.0),), bias=True)
     end = damped.orbit([0.3, 0.3, 0.0], 600, 0.05)[-1]
     assert (end - damped.equilibrium).abs().max() < 1e-4
+
+
+class Unknown(R1):
+    name = "unknown"
+
+    def __init__(self):
+        super().__init__(1.0)
 
 
 def test_what_cannot_be_solved_says_so():
     with pytest.raises(InputError, match="game 'go': expected one of vanilla"):
         DiracGAN("go")
-    with pytest.raises(InputError, match="penalty 'spectral': not solved here"):
-        DiracGAN(penalties=(Gradient("spectral", 1.0),))
+    with pytest.raises(InputError, match="penalty 'unknown': not solved here"):
+        DiracGAN(penalties=(Unknown(),))
     with pytest.raises(InputError, match="ratio 0"):
         DiracGAN(ratio=0)
     with pytest.raises(InputError, match="no derivative at psi = 0"):
-        DiracGAN("wasserstein", (Gradient("wgan_gp", 1.0),)).eigenvalues()
+        DiracGAN("wasserstein", (GradientPenalty(1.0),)).eigenvalues()
     with pytest.raises(InputError, match="weight 0"):
         wgan_gp_cycle(0)
 
@@ -262,7 +250,7 @@ def test_the_gradient_of_a_quadratic_judge_is_that_of_autograd(curved):
     image.requires_grad_()
     (by,) = torch.autograd.grad(judge(None, image)[0][0].mean((1, 2, 3)).sum(), image)
     assert torch.allclose(by, judge.gradient(image.detach()), atol=1e-12)
-    term = Gradient("r1", 1.0)(judge, None, image.detach(), image.detach())
+    term = R1(1.0)(judge, None, image.detach(), image.detach())
     assert term.item() == pytest.approx(judge.r1(image.detach()).item())
     if not curved:
         expected = linear.square().sum() / (2 * 6 * 48**2)

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ganlab.errors import InputError
 from ganlab.losses.adversarial import LOSSES, Heads, Penalty
@@ -111,34 +112,56 @@ def coverage(points: Tensor, mixture: Mixture, fair: float = 0.2) -> Coverage:
     )
 
 
-def perceptron(inputs: int, outputs: int, width: int, layers: int) -> nn.Sequential:
-    """``(B, inputs)`` through hidden layers with leaky ReLU to ``(B, outputs)``, no norm."""
-    sizes = [inputs] + [width] * layers
-    hidden = [module for a, b in pairwise(sizes) for module in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
-    return nn.Sequential(*hidden, nn.Linear(width, outputs))
+class Perceptrons(nn.Module):
+    """One perceptron for each seed, run side by side: ``(S B, inputs)`` to ``(S B, outputs)``.
 
+    Networks this small cost calls, not arithmetic, so ten take little longer than one. Leaky ReLU,
+    no norm; weights from N(0, 2 / inputs) (He et al. 2015, eq. 10), biases from N(0, 0.01).
 
-class PointGenerator(nn.Module):
-    """Latents ``(B, latent)`` to points ``(B, 2, 1, 1)``."""
+    Args:
+        seeds: one for each of the S members, which share nothing.
+        sizes: units of the layers, inputs first, outputs last.
+        name: of the network, so that two of one seed do not start alike.
+    """
 
-    def __init__(self, latent: int, width: int, layers: int) -> None:
+    def __init__(self, seeds: Sequence[int], sizes: Sequence[int], name: str) -> None:
         super().__init__()
-        self.network = perceptron(latent, 2, width, layers)
+        self.members = len(seeds)
+        sources = [torch.Generator().manual_seed(derived_seed(seed, name)) for seed in seeds]
+
+        def drawn(std: float, *shape: int) -> nn.Parameter:
+            draws = [torch.randn(shape, generator=source) for source in sources]
+            return nn.Parameter(std * torch.stack(draws))
+
+        pairs = list(pairwise(sizes))
+        self.weights = nn.ParameterList([drawn((2 / a) ** 0.5, a, b) for a, b in pairs])
+        self.biases = nn.ParameterList([drawn(0.1, 1, b) for _, b in pairs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(self.members, -1, x.shape[-1])
+        for level, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, F.leaky_relu(x, 0.2) if level else x, weight)
+        return x.flatten(0, 1)
+
+
+class PointGenerator(Perceptrons):
+    """Latents ``(S B, latent)`` to points ``(S B, 2, 1, 1)``."""
+
+    def __init__(self, seeds: Sequence[int], latent: int, width: int, layers: int) -> None:
+        super().__init__(seeds, [latent] + [width] * layers + [2], "generator")
 
     def forward(self, latents: Tensor) -> Tensor:
-        points: Tensor = self.network(latents)
-        return points[:, :, None, None]
+        return super().forward(latents)[:, :, None, None]
 
 
-class PointDiscriminator(nn.Module):
-    """Judges points without a condition: ``(None, (B, 2, 1, 1)) -> [((B, 1, 1, 1), [])]``."""
+class PointDiscriminator(Perceptrons):
+    """Judges points, no condition: ``(None, (S B, 2, 1, 1)) -> [((S B, 1, 1, 1), [])]``."""
 
-    def __init__(self, width: int, layers: int) -> None:
-        super().__init__()
-        self.network = perceptron(2, 1, width, layers)
+    def __init__(self, seeds: Sequence[int], width: int, layers: int) -> None:
+        super().__init__(seeds, [2] + [width] * layers + [1], "discriminator")
 
-    def forward(self, condition: Tensor | None, points: Tensor) -> Heads:
-        return [(self.network(points.flatten(1))[:, :, None, None], [])]
+    def forward(self, condition: Tensor | None, points: Tensor) -> Heads:  # type: ignore[override]
+        return [(super().forward(points.flatten(1))[:, :, None, None], [])]
 
 
 @dataclass(frozen=True)
@@ -158,7 +181,6 @@ class PlayConfig:
         latent: dimensions of the latent, standard normal.
         width: units of a hidden layer, in both networks.
         layers: hidden layers, in both networks.
-        seed: of weights, latents and points.
     """
 
     game: str = "relativistic"
@@ -173,91 +195,89 @@ class PlayConfig:
     latent: int = 8
     width: int = 64
     layers: int = 3
-    seed: int = 0
 
 
 def play(
     mixture: Mixture,
     config: PlayConfig,
     penalties: Sequence[Penalty] = (),
+    seeds: Sequence[int] = (0,),
     watch: Callable[[int, Tensor], None] | None = None,
     watch_every: int = 500,
 ) -> Tensor:
-    """Train a generator on a mixture and return 10,000 of its points.
+    """Train a generator for each seed on a mixture, and return 10,000 points of each.
 
     Args:
         mixture: the truth.
         config: the game and how it is played.
         penalties: terms of the discriminator's loss, each with its own weight and interval.
-        watch: called with the step and 10,000 points of the averaged generator.
+        seeds: of weights, latents and points, one for each of S games that share nothing.
+        watch: called with the step and points of the averaged generators.
         watch_every: steps between two calls.
 
     Returns:
-        ``(10000, 2, 1, 1)`` points of the averaged generator.
+        ``(S, 10000, 2, 1, 1)`` points of the averaged generators.
 
     Raises:
-        InputError: a game that is not in LOSSES, or a number of steps below 1.
+        InputError: a game that is not in LOSSES, or a number out of its range.
     """
     if config.game not in LOSSES:
         raise InputError(f"game {config.game!r}: expected one of {', '.join(LOSSES)}")
-    if min(config.steps, config.n_critic) < 1 or not 0 <= config.ema < 1:
+    if min(config.steps, config.n_critic, len(seeds)) < 1 or not 0 <= config.ema < 1:
         raise InputError(
-            f"{config.steps} steps, {config.n_critic} updates of the discriminator, ema "
-            f"{config.ema}: expected at least 1, at least 1, and 0 to below 1"
+            f"{config.steps} steps, {config.n_critic} updates of the discriminator, {len(seeds)} "
+            f"seeds, ema {config.ema}: expected at least 1 of each, and ema in [0, 1)"
         )
-    loss = LOSSES[config.game]
-    draw = torch.Generator().manual_seed(derived_seed(config.seed, "points"))
-    look = torch.Generator().manual_seed(derived_seed(config.seed, "look"))
-    seen = torch.randn(10_000, config.latent, generator=look)
-    # Penalties may draw from the global generator, which the caller keeps as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(config.seed, "weights"))
-        generator = PointGenerator(config.latent, config.width, config.layers)
-        averaged = PointGenerator(config.latent, config.width, config.layers)
-        averaged.load_state_dict(generator.state_dict())
-        discriminator = PointDiscriminator(config.width, config.layers)
-        g_step = torch.optim.Adam(
-            generator.parameters(), config.generator_lr, config.betas, fused=True
-        )
-        d_step = torch.optim.Adam(
-            discriminator.parameters(), config.discriminator_lr, config.betas, fused=True
-        )
-        latents = (config.batch_size, config.latent)
-        for step in range(config.steps):
-            left = 1 - step / config.steps if config.decay else 1.0
-            g_step.param_groups[0]["lr"] = left * config.generator_lr
-            d_step.param_groups[0]["lr"] = left * config.discriminator_lr
-            for turn in range(config.n_critic):
-                real = mixture.sample(config.batch_size, draw)
-                with torch.no_grad():
-                    fake = generator(torch.randn(latents, generator=draw))
-                (judged_real, _), (judged_fake, _) = (
-                    discriminator(None, points)[0] for points in (real, fake)
-                )
-                total = loss.discriminator(judged_real, judged_fake).mean()
-                for penalty in penalties:
-                    if (step * config.n_critic + turn) % penalty.every == 0:
-                        term = penalty(discriminator, None, real, fake)
-                        total = total + penalty.weight * penalty.every * term
-                d_step.zero_grad()
-                total.backward()  # type: ignore[no-untyped-call]
-                d_step.step()
-            real = mixture.sample(config.batch_size, draw)
-            fake = generator(torch.randn(latents, generator=draw))
-            discriminator.requires_grad_(False)
-            judged_real = discriminator(None, real)[0][0] if loss.relativistic else None
-            value = loss.generator(judged_real, discriminator(None, fake)[0][0]).mean()
-            g_step.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            discriminator.requires_grad_(True)
-            g_step.step()
-            # Averages over few steps first: the weights of the start are no part of the answer.
-            decay = min(config.ema, step / (step + 10))
+    loss, count = LOSSES[config.game], len(seeds)
+    draws = [torch.Generator().manual_seed(derived_seed(seed, "points")) for seed in seeds]
+
+    def latents(size: int) -> Tensor:
+        return torch.cat([torch.randn(size, config.latent, generator=draw) for draw in draws])
+
+    def points() -> Tensor:
+        return torch.cat([mixture.sample(config.batch_size, draw) for draw in draws])
+
+    def turn(player: nn.Module, rate: float) -> torch.optim.Adam:
+        return torch.optim.Adam(player.parameters(), rate, config.betas, fused=True)
+
+    shape = (config.width, config.layers)
+    generator, averaged = (PointGenerator(seeds, config.latent, *shape) for _ in range(2))
+    discriminator = PointDiscriminator(seeds, *shape)
+    g_turn = turn(generator, config.generator_lr)
+    d_turn = turn(discriminator, config.discriminator_lr)
+    seen = latents(10_000)
+    for step in range(config.steps):
+        left = 1 - step / config.steps if config.decay else 1.0
+        g_turn.param_groups[0]["lr"] = left * config.generator_lr
+        d_turn.param_groups[0]["lr"] = left * config.discriminator_lr
+        for number in range(step * config.n_critic, (step + 1) * config.n_critic):
+            real = points()
             with torch.no_grad():
-                for mean, weight in zip(averaged.parameters(), generator.parameters(), strict=True):
-                    mean.lerp_(weight, 1 - decay)
-                if watch is not None and (step + 1) % watch_every == 0:
-                    watch(step + 1, averaged(seen))
+                fake = generator(latents(config.batch_size))
+            of_real, of_fake = (discriminator(None, x)[0][0] for x in (real, fake))
+            total = loss.discriminator(of_real, of_fake).mean()
+            for penalty in penalties:
+                if number % penalty.every == 0:
+                    term = penalty(discriminator, None, real, fake)
+                    total = total + penalty.weight * penalty.every * term
+            d_turn.zero_grad()
+            # A mean over all games would divide the gradient of each by their number.
+            (count * total).backward()  # type: ignore[no-untyped-call]
+            d_turn.step()
+        discriminator.requires_grad_(False)
+        judged = discriminator(None, points())[0][0] if loss.relativistic else None
+        of_fake = discriminator(None, generator(latents(config.batch_size)))[0][0]
+        g_turn.zero_grad()
+        (count * loss.generator(judged, of_fake).mean()).backward()  # type: ignore[no-untyped-call]
+        discriminator.requires_grad_(True)
+        g_turn.step()
+        # Averages over few steps first: the weights of the start are no part of the answer.
+        decay = min(config.ema, step / (step + 10))
+        with torch.no_grad():
+            for mean, weight in zip(averaged.parameters(), generator.parameters(), strict=True):
+                mean.lerp_(weight, 1 - decay)
+            if watch is not None and (step + 1) % watch_every == 0:
+                watch(step + 1, averaged(seen).view(count, -1, 2, 1, 1))
     with torch.no_grad():
-        points: Tensor = averaged(seen)
-    return points
+        made: Tensor = averaged(seen)
+    return made.view(count, -1, 2, 1, 1)
