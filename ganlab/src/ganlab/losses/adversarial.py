@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ganlab.errors import InputError
+
 Heads = Sequence[tuple[Tensor, Sequence[Tensor]]]
 Judge = Callable[[Tensor | None, Tensor], Heads]
 """A discriminator: ``(condition, image) -> [(logits, features), ...]``, one entry a head."""
@@ -28,16 +30,27 @@ class AdversarialLoss:
         generator: the same for the generator.
         relativistic: the generator's loss uses the real logits; where False they may be None,
             which saves a pass through the discriminator.
+        smoothed: ``(real logits, fake logits, doubt) -> map``: the discriminator's loss if true
+            images count as true with 1 - doubt only; None where the game has no labels.
+        boundary: logit above which an image is taken for true; None where only the order of two
+            logits has a meaning.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor | None, Tensor], Tensor]
     relativistic: bool = False
+    smoothed: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    boundary: float | None = None
 
 
 def vanilla_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """-log D(x) - log(1 - D(G)) (Goodfellow et al. 2014, eq. 1), from logits."""
     return F.softplus(-real) + F.softplus(fake)
+
+
+def _vanilla_smoothed(real: Tensor, fake: Tensor, doubt: float) -> Tensor:
+    # Cross-entropy with the label 1 - doubt: softplus(real) - (1 - doubt) real.
+    return F.softplus(-real) + doubt * real + F.softplus(fake)
 
 
 def vanilla_generator(real: Tensor | None, fake: Tensor) -> Tensor:
@@ -52,16 +65,21 @@ def _relativistic_generator(real: Tensor | None, fake: Tensor) -> Tensor:
 
 
 LOSSES = {
-    "vanilla": AdversarialLoss(vanilla_discriminator, vanilla_generator),
+    "vanilla": AdversarialLoss(
+        vanilla_discriminator, vanilla_generator, smoothed=_vanilla_smoothed, boundary=0.0
+    ),
     # (D(x) - 1)^2 + D(G)^2 and (D(G) - 1)^2 (Mao et al. 2017, eq. 9, without its factor 1/2).
     "least_squares": AdversarialLoss(
         lambda real, fake: (real - 1).square() + fake.square(),
         lambda _, fake: (fake - 1).square(),
+        smoothed=lambda real, fake, doubt: (real - 1 + doubt).square() + fake.square(),
+        boundary=0.5,
     ),
     # max(0, 1 - D(x)) + max(0, 1 + D(G)) (Lim and Ye 2017; Miyato et al. 2018, eq. 16) and -D(G).
     "hinge": AdversarialLoss(
         lambda real, fake: F.relu(1 - real) + F.relu(1 + fake),
         lambda _, fake: -fake,
+        boundary=0.0,
     ),
     # D(G) - D(x) and -D(G) (Arjovsky et al. 2017, eqs. 2 and 3); wants a penalty on gradients.
     "wasserstein": AdversarialLoss(lambda real, fake: fake - real, lambda _, fake: -fake),
@@ -100,6 +118,12 @@ class Verdict:
         real: ``(B, C, H, W)`` true images.
         fake: ``(B, C, H, W)`` made images.
         valid: ``(B, 1, H, W)``, 1 = measured; a patch counts by its share of measured pixels.
+        doubt: by how much the discriminator's label of true images is smoothed.
+
+    Attributes:
+        seen: (condition, real, fake, valid).
+        accuracy: share of patches, of both kinds, that were judged rightly (of pairs that were put
+            in the right order, in games without a boundary); None before ``discriminator_term``.
     """
 
     def __init__(
@@ -109,24 +133,39 @@ class Verdict:
         real: Tensor,
         fake: Tensor,
         valid: Tensor,
+        doubt: float = 0.0,
     ) -> None:
-        self._discriminator = discriminator
-        self._condition, self._real, self._fake, self._valid = condition, real, fake, valid
+        self._discriminator, self._doubt = discriminator, doubt
+        self.accuracy: Tensor | None = None
+        self.seen = condition, real, fake, valid
 
     @cached_property
     def real(self) -> Heads:
         """Logits and features of the real images, one entry a head."""
-        return self._discriminator(self._condition, self._real)
+        return self._discriminator(self.seen[0], self.seen[1])
 
     @cached_property
     def fake(self) -> Heads:
         """Logits and features of the made images, one entry a head."""
-        return self._discriminator(self._condition, self._fake)
+        return self._discriminator(self.seen[0], self.seen[2])
 
     def discriminator_term(self, loss: AdversarialLoss) -> Tensor:
-        """The discriminator's loss: mean over patches, samples and heads."""
+        """The discriminator's loss: mean over patches, samples and heads.
+
+        Raises:
+            InputError: labels are to be smoothed, and the game has none.
+        """
         heads = zip(self.real, self.fake, strict=True)
-        return self._mean([loss.discriminator(full(r), full(f)) for (r, _), (f, _) in heads])
+        logits = [(full(real), full(fake)) for (real, _), (fake, _) in heads]
+        self.accuracy = self._mean([_rightly(loss, r.detach(), f.detach()) for r, f in logits])
+        if not self._doubt:
+            return self._mean([loss.discriminator(real, fake) for real, fake in logits])
+        if loss.smoothed is None:
+            raise InputError(
+                f"smoothing {self._doubt}: this game has no labels to smooth; take vanilla or "
+                "least_squares, or leave smoothing out"
+            )
+        return self._mean([loss.smoothed(real, fake, self._doubt) for real, fake in logits])
 
     def generator_term(self, loss: AdversarialLoss) -> Tensor:
         """The generator's loss: mean over patches, samples and heads."""
@@ -137,6 +176,12 @@ class Verdict:
     def _mean(self, maps: list[Tensor]) -> Tensor:
         means = []
         for values in maps:
-            weight = F.adaptive_avg_pool2d(self._valid, (values.shape[-2], values.shape[-1]))
+            weight = F.adaptive_avg_pool2d(self.seen[3], (values.shape[-2], values.shape[-1]))
             means.append((values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6))
         return sum(means[1:], means[0]).mean() / len(means)
+
+
+def _rightly(loss: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
+    if loss.boundary is None:
+        return (real > fake).to(real)
+    return ((real > loss.boundary).to(real) + (fake <= loss.boundary).to(real)) / 2

@@ -26,6 +26,7 @@ from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
 from ganlab.errors import InputError
 from ganlab.losses.balance import schedule
+from ganlab.stabilize.choice import prepare
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
@@ -306,7 +307,10 @@ def _parts(about: About) -> tuple[Any, DataSpec, TrainingConfig]:
 
 
 def _untrained(about: About) -> Task:
-    return TASKS[about["task"]](*_parts(about)[:2])
+    settings, spec, config = _parts(about)
+    task = TASKS[about["task"]](settings, spec)
+    prepare(config.stabilizers, task.discriminator)
+    return task
 
 
 def _sizes(split: Split) -> dict[str, int]:

@@ -15,15 +15,16 @@ from ganlab.config import TrainingConfig
 from ganlab.data.batches import Batch, Batches
 from ganlab.errors import TrainingFailed
 from ganlab.losses.adversarial import Heads, Penalty, Verdict, full
-from ganlab.losses.balance import Balance, Terms, Weights, choose, gradient_norms, schedule
+from ganlab.losses.balance import Balance, Terms, Weights, choose, gradient_norms
 from ganlab.randomness import derived_seed
+from ganlab.stabilize.choice import Stabilizers, prepare
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
-from ganlab.training.processes import autocast, average_gradients, interruptible, this_process
+from ganlab.training.processes import autocast, interruptible, this_process
 from ganlab.training.records import Meter
+from ganlab.training.updates import Updates
 
 OnLog = Callable[[int, dict[str, float]], None]
-NEVER = 2**62
 
 
 class Trainer:
@@ -36,7 +37,8 @@ class Trainer:
         folder: the run directory for checkpoints.
         device: where to train.
         balances: in place of the task's own, for (generator, discriminator).
-        penalties: terms for the discriminator; each is scaled by ``every * weight``.
+        penalties: further terms for the discriminator, beside those of the configuration; each is
+            scaled by ``every * weight``.
         on_log: called with (step, metrics) every ``log_every`` steps.
         on_sample: called with (step, averaged or plain generator) every ``sample_every`` steps.
     """
@@ -55,29 +57,35 @@ class Trainer:
         on_sample: Callable[[int, nn.Module], None] | None = None,
     ) -> None:
         self.state, self.device = this_process(), torch.device(device)
+        prepare(config.stabilizers, task.discriminator)
         on_cuda = self.device.type == "cuda"
         layout = torch.channels_last if on_cuda else torch.contiguous_format
         self.task = task.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.batches, self.config, self.folder = batches, config, folder
-        self.penalties, self.on_log, self.on_sample = penalties, on_log, on_sample
+        self.on_log, self.on_sample = on_log, on_sample
         self.players: dict[str, nn.Module] = {"generator": task.generator}
         if task.discriminator is not None:
             self.players["discriminator"] = task.discriminator
-        self.rates = {"generator": config.generator_lr, "discriminator": config.discriminator_lr}
-        self.optimizers = {
-            name: torch.optim.Adam(player.parameters(), betas=config.betas, fused=on_cuda)
-            for name, player in self.players.items()
-        }
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.updates = Updates(self.players, config, self.device, self.state.num_processes)
+        self.optimizers, self.scaler = self.updates.optimizers, self.updates.scaler
         self.balances = balances or self._balances(task)
         self.balances[0].reduce, self.balances[0].scale = self._mean, self.scaler.scale
+        self.stabilizers = Stabilizers(
+            config.stabilizers,
+            task.generator,
+            task.discriminator,
+            steps=config.steps,
+            processes=self.state.num_processes,
+        )
+        self.penalties = [*self.stabilizers.penalties, *penalties]
+        if self.stabilizers.gate is not None:
+            self.stabilizers.gate.reduce = self._mean
         self.ema = AveragedModel(task.generator, multi_avg_fn=self._ema) if config.ema else None
         if config.compile:
             for player in self.players.values():
                 player.compile()
         self.step = 0
         self._meter = Meter(self.device)
-        self._bad = torch.tensor(NEVER, device=self.device)
 
     def _balances(self, task: Task) -> tuple[Balance, Balance | None]:
         """The task's weights, weighed anew as the configuration asks."""
@@ -120,48 +128,56 @@ class Trainer:
         config, task = self.config, self.task
         torch.manual_seed(derived_seed(config.seed, self.step, self.state.process_index, "step"))
         task.train()
-        factor = schedule(config.lr_schedule, self.step, config.steps)
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.rates[name] * factor
+        self.updates.begin(self.step)
         batch = task.prepare(batch)
-        with autocast(self.device, config.precision):
+        plays, judges = self.stabilizers.open(self.step)
+        with autocast(self.device, config.precision), torch.set_grad_enabled(plays):
             out = {name: full(value) for name, value in task.generate(batch).items()}
         if task.discriminator is not None:
-            self._update_discriminator(task.discriminator, batch, out)
+            said = self._update_discriminator(task.discriminator, batch, out, judges)
             task.discriminator.requires_grad_(False)
-        verdict = self._verdict(batch, out)
-        terms = task.generator_losses(batch, out, verdict)
-        total, weights = self.balances[0](terms, task.last_layer, self.step)
-        if config.gradients_every and self.step % config.gradients_every == 0:
-            weighted = {f"generator/gradient/{n}": weights[n] * term for n, term in terms.items()}
-            layer, scale = task.last_layer, self.scaler.scale
-            self._meter.add(gradient_norms(weighted, layer, self._mean, scale))
-        self._update("generator", total, terms, weights)
+        with torch.set_grad_enabled(plays):
+            terms = task.generator_losses(batch, out, self._verdict(batch, out))
+        if plays:
+            total, weights = self.balances[0](terms, task.last_layer, self.step)
+            if config.gradients_every and self.step % config.gradients_every == 0:
+                weighted = {f"generator/gradient/{n}": weights[n] * t for n, t in terms.items()}
+                layer, scale = task.last_layer, self.scaler.scale
+                self._meter.add(gradient_norms(weighted, layer, self._mean, scale))
+            self._update("generator", total, terms, weights)
+            if self.ema is not None:
+                self.ema.update_parameters(task.generator)
+        else:
+            self._meter.add({f"generator/{name}": term for name, term in terms.items()})
         if task.discriminator is not None:
             task.discriminator.requires_grad_(True)
-        if self.ema is not None:
-            self.ema.update_parameters(task.generator)
+            self._meter.add(self.stabilizers.observe(terms, *said, plays, judges))
         self.step += 1
 
     def _update_discriminator(
-        self, discriminator: nn.Module, batch: Batch, out: dict[str, Tensor]
-    ) -> None:
+        self, discriminator: nn.Module, batch: Batch, out: dict[str, Tensor], judges: bool
+    ) -> tuple[Terms, Tensor | None]:
+        """Its terms and its accuracy; a discriminator that rests is only asked."""
         out = {name: value.detach() for name, value in out.items()}
-        verdict, balance = self._verdict(batch, out), self.balances[1]
+        verdict, balance = self._verdict(batch, out, learns=judges), self.balances[1]
         if verdict is None or balance is None:
             raise TypeError(f"{type(self.task).__name__}: a discriminator needs a balance")
-        terms = self.task.discriminator_losses(batch, out, verdict)
+        with torch.set_grad_enabled(judges):
+            terms = self.task.discriminator_losses(batch, out, verdict)
+        if not judges:
+            self._meter.add({f"discriminator/{name}": term for name, term in terms.items()})
+            return terms, verdict.accuracy
         total, weights = balance(terms, None, self.step)
+        extra: dict[str, Tensor] = {}
         for penalty in self.penalties:
             if self.step % penalty.every == 0:
                 # forward, not the compiled call: compiled graphs have no double backward.
-                term = penalty(discriminator.forward, *self.task.judged(batch, out))
-                terms = {**terms, penalty.name: term}
-                total = total + penalty.every * penalty.weight * term
-        self._update("discriminator", total, terms, weights)
+                extra[penalty.name] = penalty(discriminator.forward, *verdict.seen[:3])
+                total = total + penalty.every * penalty.weight * extra[penalty.name]
+        self._update("discriminator", total, {**terms, **extra}, weights)
+        return terms, verdict.accuracy
 
-    def _verdict(self, batch: Batch, out: dict[str, Tensor]) -> Verdict | None:
+    def _verdict(self, batch: Batch, out: dict[str, Tensor], learns: bool = False) -> Any:
         discriminator = self.task.discriminator
         if discriminator is None:
             return None
@@ -171,24 +187,19 @@ class Trainer:
                 heads: Heads = discriminator(condition, image)
             return heads
 
-        condition, real, fake = self.task.judged(batch, out)
-        return Verdict(judge, condition, real, fake, batch["valid"])
+        seen = (*self.task.judged(batch, out), batch["valid"])
+        seen = self.stabilizers.shown(seen, self.step, learns)
+        return Verdict(judge, *seen, doubt=self.config.stabilizers.smoothing)
 
     def _update(self, player: str, total: Tensor, terms: Terms, weights: Weights) -> None:
-        optimizer = self.optimizers[player]
-        optimizer.zero_grad()
-        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        average_gradients(self.players[player].parameters(), self.state.num_processes)
-        finite = total.detach().isfinite()
-        if not self.scaler.is_enabled():  # which passes over infinite gradients itself
-            gradients = [p.grad for p in self.players[player].parameters() if p.grad is not None]
-            finite = finite & nn.utils.get_total_norm(gradients).isfinite()
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        here = torch.full_like(self._bad, self.step)  # a copy from the host could wait
-        self._bad = torch.where(finite, self._bad, self._bad.minimum(here))
-        self._meter.add({f"{player}/{name}": term for name, term in terms.items()})
-        self._meter.add({f"{player}/total": total})
+        parts = dict(terms)
+        for regularizer in self.stabilizers.regularizers[player]:
+            parts[regularizer.name] = regularizer()
+            total = total + regularizer.weight * parts[regularizer.name]
+        norm = self.updates.move(player, total, self.step)
+        self.stabilizers.updated(player)
+        self._meter.add({f"{player}/{name}": term for name, term in parts.items()})
+        self._meter.add({f"{player}/total": total, f"{player}/norm": norm})
         self._meter.add({f"{player}/weight/{name}": weight for name, weight in weights.items()})
 
     def _ema(self, averages: Any, values: Any, _: Any) -> None:
@@ -197,10 +208,10 @@ class Trainer:
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     def _stop_if_bad(self) -> None:
-        bad = int(-reduce(-self._bad, "max")) if self.state.num_processes > 1 else int(self._bad)
-        if bad == NEVER and all(checkpoints.finite(p) for p in self.players.values()):
+        found = self.updates.first_bad()
+        if found is None and all(checkpoints.finite(p) for p in self.players.values()):
             return
-        bad = min(bad, self.step - 1)
+        bad = self.step - 1 if found is None else found
         path = self.folder / f"failed-step-{bad:08d}.safetensors"
         if self.state.is_main_process:
             whole = copy.copy(self.batches)
@@ -234,10 +245,10 @@ class Trainer:
         return {
             "step": self.step,
             "players": {name: player.state_dict() for name, player in self.players.items()},
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            **self.updates.state_dict(),
             "balances": [balance and balance.state_dict() for balance in self.balances],
+            "stabilizers": self.stabilizers.state_dict(),
             "ema": self.ema and self.ema.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "meter": self._meter.totals(),
         }
 
@@ -246,12 +257,12 @@ class Trainer:
         self.step = state["step"]
         for name, player in self.players.items():
             player.load_state_dict(state["players"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
         for balance, values in zip(self.balances, state["balances"], strict=True):
             if balance is not None:
                 balance.load_state_dict(values)
+        self.stabilizers.load_state_dict(state["stabilizers"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.updates.load_state_dict(state)
         own = self.state.is_main_process  # the sums are those of all processes
         self._meter.sums = {name: pair * own for name, pair in state["meter"].items()}
