@@ -48,6 +48,7 @@ from ganlab.config import (
     Pix2PixConfig,
     ScheduleConfig,
     SplitConfig,
+    StabilizersConfig,
     SuperResolutionConfig,
     TilingConfig,
     ToytownConfig,
@@ -338,12 +339,134 @@ def chapter_13() -> Iterator[Run]:
             yield Run("13", "clear", name, chosen, dataclasses.replace(training, split=small))
 
 
+GUARDS = {
+    "r1": StabilizersConfig(penalties=("r1",), penalty_weight=1.0),
+    "r1-lazy": StabilizersConfig(penalties=("r1",), penalty_weight=1.0, penalty_every=8),
+    "zero-centred": StabilizersConfig(penalties=("zero_centred",), penalty_weight=1.0),
+    "spectral-norm": StabilizersConfig(spectral="normalization"),
+    "spectral-reg": StabilizersConfig(spectral="regularization", spectral_weight=0.01),
+    "replay": StabilizersConfig(replay=64),
+    "history": StabilizersConfig(history=0.1),
+    "gate-ratio": StabilizersConfig(gate="loss_ratio"),
+    "gate-accuracy": StabilizersConfig(gate="accuracy"),
+    "critic": StabilizersConfig(critic=2),
+    "deviation": StabilizersConfig(diversity="deviation"),
+    "discrimination": StabilizersConfig(diversity="discrimination"),
+    "noise": StabilizersConfig(instance_noise=0.2),
+}
+"""One stabilizer at a time, at the weights of its paper where that has one."""
+
+POLYGONS = dataclasses.replace(
+    FILL,
+    holes=HolesConfig(kinds=("polygon",), coverage=(0.2, 0.5)),
+    generator=EncoderDecoderConfig(width=8),
+    discriminator=HoleJudgeConfig(width=16, layers=2, norm="instance"),
+)
+STAGES = TwoStageConfig(
+    **{f.name: getattr(POLYGONS, f.name) for f in dataclasses.fields(POLYGONS)},
+    refinement=EncoderDecoderConfig(width=8),
+)
+
+
+def _guarded(
+    setting: str, task: Any, training: TrainingConfig, more: dict[str, Any]
+) -> Iterator[Run]:
+    """A system as it is, with each stabilizer, and with each of its own techniques."""
+    wasserstein = dataclasses.replace(task, adversarial="wasserstein")
+    relativistic = dataclasses.replace(task, adversarial="relativistic")
+    slope = StabilizersConfig(penalties=("wgan_gp",), penalty_weight=10.0)
+    rate = 4 * training.discriminator_lr
+    yield Run("11", "toytown", f"{setting}-base", task, training)
+    for name, chosen in GUARDS.items():
+        guarded = dataclasses.replace(training, stabilizers=chosen)
+        yield Run("11", "toytown", f"{setting}-{name}", task, guarded)
+    yield Run("11", "toytown", f"{setting}-wasserstein", wasserstein, training)
+    yield Run(
+        "11",
+        "toytown",
+        f"{setting}-wgan-gp",
+        wasserstein,
+        dataclasses.replace(training, stabilizers=slope),
+    )
+    yield Run("11", "toytown", f"{setting}-relativistic", relativistic, training)
+    yield Run(
+        "11",
+        "toytown",
+        f"{setting}-two-rates",
+        task,
+        dataclasses.replace(training, discriminator_lr=rate),
+    )
+    yield Run("11", "toytown", f"{setting}-no-ema", task, dataclasses.replace(training, ema=0.0))
+    for name, changed in more.items():
+        yield Run("11", "toytown", f"{setting}-{name}", changed, training)
+
+
+def chapter_11() -> Iterator[Run]:
+    """Stabilizers and tricks, one at a time, in the three systems that name them.
+
+    Many short trainings on crops of 32 x 32 pixels, measured on whole tiles of 64: enough to see
+    what disturbs a game and what calms it, not what it leads to.
+    """
+    instance = dataclasses.replace(
+        SMALL, discriminator=dataclasses.replace(SMALL.discriminator, norm="instance")
+    )
+    judge = STAGES.discriminator
+
+    def judged(**changes: Any) -> TwoStageConfig:
+        return dataclasses.replace(STAGES, discriminator=dataclasses.replace(judge, **changes))
+
+    stages = {
+        "attention": judged(attention=True),
+        "judge64": judged(width=64),
+        "judge-channel": judged(norm="channel"),
+        "mask-0": dataclasses.replace(STAGES, fill="constant", residual=False),
+        "mask-1": dataclasses.replace(STAGES, fill="constant", fill_value=1.0, residual=False),
+        "perceptual": dataclasses.replace(STAGES, perceptual_weight=1.0),
+    }
+    holes = {
+        "global": dataclasses.replace(
+            POLYGONS, discriminator=dataclasses.replace(POLYGONS.discriminator, local="none")
+        ),
+        "vanilla": dataclasses.replace(POLYGONS, adversarial="vanilla"),
+        "least-squares": dataclasses.replace(POLYGONS, adversarial="least_squares"),
+    }
+    finer = {
+        "matching": dataclasses.replace(FINER, matching_weight=30.0),
+        "similarity": dataclasses.replace(FINER, similarity_weight=3.0),
+        "fade": dataclasses.replace(
+            FINER, reconstruction_schedule=ScheduleConfig("fade_out", 0.5, 0.8)
+        ),
+        "vanilla": dataclasses.replace(FINER, adversarial="vanilla"),
+    }
+    for seed in range(3):
+        short = _short("toytown", seed, 500, generator_lr=1e-3, crop=32)
+        yield from _guarded("finer", FINER, short, finer)
+        doubt = dataclasses.replace(short, stabilizers=StabilizersConfig(smoothing=0.1))
+        yield Run("11", "toytown", "finer-smoothing", FINER, doubt)
+        fill = _short("toytown", seed, 400, discriminator_lr=8e-4, crop=32)
+        yield from _guarded("holes", POLYGONS, fill, holes)
+        fill = _short("toytown", seed, 300, discriminator_lr=8e-4, crop=32)
+        yield from _guarded("stages", STAGES, fill, stages)
+        half = dataclasses.replace(fill, precision="bf16")
+        yield Run("11", "toytown", "stages-bf16", STAGES, half)
+        one_sun = dataclasses.replace(TRAINING, seed=seed, augment=False)
+        yield Run("11", "toytown", "map-judge-instance", instance, one_sun)
+
+
 def all_runs(gpu: bool = False) -> list[Run]:
     """Every run of the book."""
     chapters = (
         [chapter_04_gpu()]
         if gpu
-        else [chapter_04(), chapter_05(), chapter_06(), chapter_07(), chapter_08(), chapter_13()]
+        else [
+            chapter_04(),
+            chapter_05(),
+            chapter_06(),
+            chapter_07(),
+            chapter_08(),
+            chapter_11(),
+            chapter_13(),
+        ]
     )
     return list(chain(*chapters))
 
@@ -503,11 +626,7 @@ def make(run: Run) -> dict[str, Any]:
             "training": to_dict(run.training),
             "code": _code(),
             "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": {
-                "ganlab": ganlab.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             "hardware": _hardware(device),
             "threads": torch.get_num_threads(),
             "seconds": round(trained, 1),
@@ -521,6 +640,15 @@ def make(run: Run) -> dict[str, Any]:
     if panels and run.training.seed == 0:
         shutil.copy(panels[-1], run.path.with_suffix(".png"))
     return result
+
+
+def versions() -> dict[str, str]:
+    """Of what made a result."""
+    return {
+        "ganlab": ganlab.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _code(part: str = "") -> str:
