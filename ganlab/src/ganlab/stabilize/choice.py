@@ -12,7 +12,7 @@ from ganlab.losses.adversarial import Penalty
 from ganlab.losses.balance import ADVERSARIAL, Terms, schedule
 from ganlab.networks.blocks import MinibatchDeviation, MinibatchDiscrimination
 from ganlab.networks.patchgan import diversify
-from ganlab.stabilize import penalties, spectral
+from ganlab.stabilize import penalties
 from ganlab.stabilize.gates import Gate
 from ganlab.stabilize.replay import HistoricalAverage, Replay
 
@@ -56,8 +56,6 @@ def prepare(config: StabilizersConfig, discriminator: nn.Module | None) -> None:
     there = any(isinstance(module, layers) for module in discriminator.modules())
     if config.diversity != "none" and not there:
         diversify(discriminator, config.diversity)
-    if config.spectral == "normalization":
-        spectral.normalize(discriminator)
 
 
 class Stabilizers:
@@ -106,9 +104,6 @@ class Stabilizers:
         self.penalties = [
             PENALTIES[kind](weight, every=every, step=width) for kind in config.penalties
         ]
-        if config.spectral == "regularization":
-            term = spectral.SpectralRegularization(discriminator, config.spectral_weight)
-            self.regularizers["discriminator"].append(term)
         if config.history > 0:
             for name, player in (("generator", generator), ("discriminator", discriminator)):
                 self._averages[name] = HistoricalAverage(player, config.history)
@@ -122,7 +117,7 @@ class Stabilizers:
     def open(self, step: int) -> tuple[bool, bool]:
         """Whether (generator, discriminator) are updated in one step."""
         generator, discriminator = (True, True) if self.gate is None else self.gate.open
-        return generator and (step + 1) % self.config.critic == 0, discriminator
+        return generator and (step + 1) % max(self.config.critic, 1) == 0, discriminator
 
     def shown(self, seen: Seen, step: int, learns: bool) -> Seen:
         """What a discriminator is shown: partly of the past if it learns from it, and noisy."""
