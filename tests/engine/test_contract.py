@@ -210,6 +210,7 @@ def test_a_vae_trains_without_a_special_case(make_trainer, quick):
         "generator/l2",
         "generator/kl",
         "generator/total",
+        "generator/norm",
         "generator/weight/l2",
         "generator/weight/kl",
     }
