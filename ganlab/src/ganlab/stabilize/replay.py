@@ -34,7 +34,6 @@ class Replay:
         self._filled, self._calls = 0, 0
         self._held: dict[str, Tensor] = {}
 
-    @torch.no_grad()
     def __call__(
         self, condition: Tensor | None, real: Tensor, fake: Tensor, valid: Tensor
     ) -> Sample:
