@@ -134,6 +134,13 @@ def test_equal_samples_have_finite_derivatives(kind):
     assert second.isfinite().all()
 
 
+def test_equal_samples_of_float16_have_a_slope():
+    """It has no 1e-8, and the root of 0 has no slope."""
+    x = torch.ones(4, 3, 2, 2, dtype=torch.float16, requires_grad=True)
+    MinibatchDeviation()(x)[:, 3:].sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_16_bits_are_left_only_for_the_result(kind):
     """Samples that differ by less than 16 bits can count the squares of."""
