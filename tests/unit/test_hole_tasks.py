@@ -517,7 +517,7 @@ def test_features_judge_the_colours_and_teach_the_generator_alone(hole_task, kin
     task.train()
     given = task.prepare(batch(bands, size=32))
     terms = losses(task, given)
-    features = task._features
+    features = task._features.network
     before = {name: value.clone() for name, value in features.state_dict().items()}
     assert not any(p.requires_grad for p in features.parameters())
     (terms["g/perceptual"] + terms["g/style"]).backward()
@@ -548,7 +548,7 @@ def test_the_terms_of_features_count_the_raw_and_the_composed_image(hole_task):
     given = task.prepare(batch(4, size=32))
     terms, out = losses(task, given), task.generate(given)
     images = [
-        task._features((image * given["valid"])[:, [2, 1, 0]])
+        task._features.network((image * given["valid"])[:, [2, 1, 0]])
         for image in (given["image"], out["raw"], out["image"])
     ]
     true, *both = ({k: v.detach().double() for k, v in found.items()} for found in images)

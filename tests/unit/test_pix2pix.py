@@ -1,5 +1,7 @@
 """pix2pix and the contract that every task keeps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import rasterio
@@ -10,6 +12,7 @@ from rasterio.transform import from_origin
 from torch import nn
 
 from ganlab.config import (
+    FeaturesConfig,
     PatchGANConfig,
     Pix2PixConfig,
     ScalingConfig,
@@ -23,6 +26,7 @@ from ganlab.data.store import Source
 from ganlab.data.tiling import tile
 from ganlab.errors import InputError
 from ganlab.losses.adversarial import Verdict
+from ganlab.networks.features import load_features
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Field, field, measured
 from ganlab.tasks.pix2pix import Pix2Pix
@@ -202,6 +206,89 @@ def test_gradients_reach_every_weight():
     terms = losses(task, given)
     terms["d/adversarial"].backward()
     assert all(p.grad.abs().sum() > 0 for p in task.discriminator.parameters())
+
+
+# Features
+
+SHALLOW = FeaturesConfig(weights="random", layers=("stem", "block1"))
+BOTH = {"perceptual_weight": 0.2, "style_weight": 9.0, "features": SHALLOW}
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [({}, set()), ({"perceptual_weight": 0.2}, {"perceptual"}), ({"style_weight": 9.0}, {"style"})],
+)
+def test_terms_of_features_have_their_weights_and_are_off_without(changes, more):
+    task, given = pix2pix("label", "image", features=SHALLOW, **changes), batch()
+    terms = losses(task, given)
+    assert set(terms) == {"g/l1", "g/adversarial", "d/adversarial"} | {f"g/{n}" for n in more}
+    ones = dict.fromkeys({"l1", "adversarial"} | more, torch.tensor(1.0))
+    total, used = task.balances(10)[0](ones, None, 0)
+    assert used == {"l1": 100.0, "adversarial": 1.0} | {n: changes[f"{n}_weight"] for n in more}
+    assert total.item() == pytest.approx(101 + sum(changes.values()))
+
+
+@pytest.mark.parametrize("target", ["image", "other"])
+def test_the_terms_of_features_by_hand(target):
+    """In float64 from the activations of another copy of the network; what is missing is zero."""
+    task, given = pix2pix("label", target, **BOTH), batch()
+    terms, out = losses(task, given), task.generate(given)
+    network = load_features(weights="random", layers=SHALLOW.layers).double()
+
+    def seen(image):
+        return network((image.detach() * given["valid"]).double()[:, :3])
+
+    made, true = seen(out[target]), seen(given[target])
+
+    def gram(x):
+        return torch.einsum("bcij,bdij->bcd", x, x) / x[0].numel()
+
+    expected = sum((made[k] - true[k]).abs().mean() for k in true) / 2
+    assert terms["g/perceptual"].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = sum((gram(made[k]) - gram(true[k])).abs().mean() for k in true) / 2
+    assert terms["g/style"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_features_see_red_green_and_blue_by_name():
+    bands = ("B02", "B03", "B04", "B08")
+    named = dataclasses.replace(SOURCES["other"], bands=bands)
+    torch.manual_seed(0)
+    config = pix2pix("label", "other", **BOTH).config
+    task = Pix2Pix(config, DataSpec(SOURCES | {"other": named}, SCALINGS))
+    given = batch()
+    made = task.generate(given)["other"].detach().requires_grad_()
+    terms = task.generator_losses(given, {"other": made}, None)
+    (slope,) = torch.autograd.grad(terms["perceptual"] + terms["style"], made)
+    assert (slope.abs().sum((0, 2, 3)) > 0).tolist() == [True, True, True, False]
+    assert (slope[(given["valid"] == 0).expand_as(slope)] == 0).all()
+    # Red goes in first: by hand, from the bands in the network's order.
+    valid, network = given["valid"], task._features.network
+    a, b = (network((x * valid)[:, [2, 1, 0]]) for x in (made, given["other"]))
+    expected = sum((a[k] - b[k]).abs().mean() for k in a) / 2
+    assert terms["perceptual"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_features_teach_the_generator_alone_and_are_no_part_of_the_task():
+    task, given = pix2pix("label", "image", **BOTH), batch()
+    before = set(task.state_dict())
+    terms = losses(task.train(), given)
+    network = task._features.network
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    (terms["g/perceptual"] + terms["g/style"]).backward()
+    assert all(p.grad.abs().sum() > 0 for p in task.generator.parameters())
+    assert all(p.grad is None for p in task.discriminator.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+    assert all(torch.equal(value, weights[n]) for n, value in network.state_dict().items())
+    assert set(task.state_dict()) == before
+    same = {"image": given["image"]}
+    terms = task.generator_losses(given, same, None)
+    assert (terms["perceptual"].item(), terms["style"].item()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("term", ["perceptual", "style"])
+def test_labels_have_no_features(term):
+    with pytest.raises(InputError, match=f"'label' is a label source, and {term} compare images"):
+        pix2pix("image", "label", **{f"{term}_weight": 0.1})
 
 
 def test_unknown_sources():

@@ -165,6 +165,18 @@ class PatchGANConfig:
 
 
 @dataclass(frozen=True)
+class FeaturesConfig:
+    """A network trained on photographs, whose activations are compared."""
+
+    network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
+    """Weights of efficientnet-lite0 come with the extra "perceptual"; vgg16-bn's are fetched."""
+    weights: str = "imagenet"
+    """Those of imagenet, random ones, or a file (a state dict, or safetensors)."""
+    layers: tuple[str, ...] = ()
+    """Which activations, "logits" among them; a choice of the network's if not given."""
+
+
+@dataclass(frozen=True)
 class Pix2PixConfig:
     """Paired image-to-image translation (Isola et al. 2017)."""
 
@@ -184,6 +196,11 @@ class Pix2PixConfig:
     """Its weight: the lambda of pix2pix."""
     reconstruction_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """How that weight changes during the training."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance of activations (see features) of the made and the true image."""
+    style_weight: float = 0.0
+    """Weight of the distance of their Gram matrices."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     discriminator_factor: float = 0.5
     """Factor of the discriminator's loss: pix2pix halves it to slow the discriminator."""
     noise: bool = False
@@ -209,18 +226,6 @@ class HolesConfig:
     """For kind "footprint": the label source of the tile store."""
     footprint_classes: tuple[int, ...] = (1,)
     """Its classes that are buildings."""
-
-
-@dataclass(frozen=True)
-class FeaturesConfig:
-    """A network trained on photographs, whose activations are compared."""
-
-    network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
-    """Weights of efficientnet-lite0 come with the extra "perceptual"; vgg16-bn's are fetched."""
-    weights: str = "imagenet"
-    """Those of imagenet, random ones, or a file (a state dict, or safetensors)."""
-    layers: tuple[str, ...] = ()
-    """Which activations, "logits" among them; a choice of the network's if not given."""
 
 
 @dataclass(frozen=True)

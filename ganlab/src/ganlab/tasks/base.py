@@ -1,7 +1,7 @@
 """What the Trainer, the inference and the evaluation ask of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ganlab.config import InpaintingConfig, Pix2PixConfig
 from ganlab.data.batches import Batch, DataSpec, Scaling
-from ganlab.data.store import Source
+from ganlab.data.store import Source, rgb_bands
 from ganlab.errors import InputError
+from ganlab.losses import perceptual
 from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import Balance, FixedBalance
 from ganlab.losses.likelihood import Noise
+from ganlab.networks.features import load_features
 
 NOISE = "noise"
 """In a batch: ``(B, 2, H, W)`` normal noise that belongs to places of a scene, if it is given."""
@@ -221,6 +224,46 @@ class Task(nn.Module, ABC):
     def compose(self, inputs: Arrays, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Outputs ``(B, C, H, W)`` of ``generate`` to arrays in stored units."""
         return {field.name: field.leave(outputs[field.name]) for field in self.outputs}
+
+
+class FeatureTerms:
+    """The perceptual and the style term of a task that makes images, where they have a weight.
+
+    The network is loaded at the first call. It is no part of the task: it is neither trained nor
+    saved. It sees red, green and blue, found by the bands' names (the first three without such
+    names, one band as grey), with zeros where nothing was measured.
+    """
+
+    def __init__(self, image: Field, config: Pix2PixConfig | InpaintingConfig) -> None:
+        """Terms of weight 0 are not computed.
+
+        Raises:
+            InputError: a weight is above 0 and the field is a label, which has no colours.
+        """
+        distances = {"perceptual": perceptual.perceptual, "style": perceptual.style}
+        weight = {"perceptual": config.perceptual_weight, "style": config.style_weight}
+        self.distances = {name: d for name, d in distances.items() if weight[name] > 0}
+        if self.distances and image.source.kind == "label":
+            raise InputError(
+                f"{image.name!r} is a label source, and {' and '.join(self.distances)} compare "
+                "images: give them weight 0, or make an image"
+            )
+        self.features, self.bands = config.features, rgb_bands(image.source.bands, image.channels)
+        self.network: nn.Module | None = None
+
+    def __call__(self, made: Sequence[Tensor], true: Tensor, valid: Tensor) -> Tensors:
+        """Distances ``(B,)`` from ``true`` ``(B, C, H, W)``, summed over the images ``made``."""
+        if not self.distances:
+            return {}
+        if self.network is None:
+            self.network = load_features(**vars(self.features)).to(valid)
+        with torch.no_grad():  # half the work of a backward pass would be for nobody
+            truth = self.network(measured(true, valid)[:, self.bands])
+        seen = [self.network(measured(image, valid)[:, self.bands]) for image in made]
+        return {
+            name: torch.stack([distance(image, truth) for image in seen]).sum(0)
+            for name, distance in self.distances.items()
+        }
 
 
 def field(spec: DataSpec, name: str) -> Field:

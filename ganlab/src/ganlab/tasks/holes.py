@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganlab import baselines, clouds, masks
 from ganlab.config import InpaintingConfig
 from ganlab.data.batches import Batch, DataSpec
-from ganlab.data.store import Source, rgb_bands
+from ganlab.data.store import Source
 from ganlab.errors import InputError
-from ganlab.losses import adversarial, perceptual, reconstruction
+from ganlab.losses import adversarial, reconstruction
 from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import FixedBalance
 from ganlab.losses.likelihood import Noise
-from ganlab.networks.features import load_features
 from ganlab.networks.patchgan import GlobalLocal
 from ganlab.tasks.base import (
     NOISE,
     Arrays,
+    FeatureTerms,
     Field,
     Task,
     Tensors,
@@ -60,7 +60,7 @@ class HoleTask(Task):
             self.discriminator = GlobalLocal(self.image.channels, **judge)
         self._game = adversarial.LOSSES[config.adversarial]
         self._bank: masks.Bank | None = None
-        self._features: nn.Module | None = None
+        self._features = FeatureTerms(self.image, config)
 
     @abstractmethod
     def paint(self, start: Tensor, hole: Tensor, noise: Tensor | None) -> Tensors:
@@ -124,29 +124,11 @@ class HoleTask(Task):
         if config.variation_weight > 0:
             near = reconstruction.dilate(hole) * valid
             terms["variation"] = reconstruction.total_variation(out[self.image.name], near)
-        if config.perceptual_weight > 0 or config.style_weight > 0:
-            terms |= self._feature_terms(batch, out)
+        # Of the raw and of the composed image (Liu et al. 2018, eqs. 3-5).
+        terms |= self._features((out["raw"], out[self.image.name]), true, valid)
         terms = {name: values.mean() for name, values in terms.items()}
         if verdict is not None:
             terms["adversarial"] = verdict.generator_term(self._game)
-        return terms
-
-    def _feature_terms(self, batch: Batch, out: Tensors) -> Tensors:
-        """Distances of the raw and of the composed image, added (Liu et al. 2018, eqs. 3-5)."""
-        valid = batch["valid"]
-        if self._features is None:
-            chosen = self.config.features
-            network = load_features(chosen.network, chosen.weights, chosen.layers)
-            self._features = network.to(valid)
-        order = rgb_bands(self.image.source.bands, self.image.channels)
-        images = (out["raw"], out[self.image.name], batch[self.image.name])
-        stacked = torch.cat([measured(image, valid)[:, order] for image in images])
-        parts = {k: v.chunk(3) for k, v in self._features(stacked).items()}
-        raw, composed, true = ({k: v[i] for k, v in parts.items()} for i in range(3))
-        terms = {}
-        for name, distance in (("perceptual", perceptual.perceptual), ("style", perceptual.style)):
-            if getattr(self.config, f"{name}_weight") > 0:
-                terms[name] = distance(raw, true) + distance(composed, true)
         return terms
 
     def discriminator_losses(self, batch: Batch, out: Tensors, verdict: Verdict) -> Tensors:

@@ -9,7 +9,7 @@ from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import FixedBalance
 from ganlab.networks.patchgan import PatchGAN
 from ganlab.networks.unet import UNet
-from ganlab.tasks.base import Task, Tensors, field, measured
+from ganlab.tasks.base import FeatureTerms, Task, Tensors, field, measured
 
 
 class Pix2Pix(Task):
@@ -31,6 +31,7 @@ class Pix2Pix(Task):
             self.discriminator = PatchGAN(judged, **vars(config.discriminator))
         self.likelihoods = {config.reconstruction: reconstruction.NOISES[config.reconstruction]}
         self._game = adversarial.LOSSES[config.adversarial]
+        self._features = FeatureTerms(target, config)
 
     def generate(self, batch: Batch) -> Tensors:
         source = self.inputs[0].enter(batch[self.inputs[0].name])
@@ -42,10 +43,12 @@ class Pix2Pix(Task):
         return measured(condition, valid), measured(real, valid), measured(out[target.name], valid)
 
     def generator_losses(self, batch: Batch, out: Tensors, verdict: Verdict | None) -> Tensors:
-        target = self.outputs[0]
+        target, valid = self.outputs[0], batch["valid"]
         name: str = self.config.reconstruction
         made, true = out[target.name], target.enter(batch[target.name])
-        terms = {name: reconstruction.DISTANCES[name](made, true, batch["valid"]).mean()}
+        terms = {name: reconstruction.DISTANCES[name](made, true, valid)}
+        terms |= self._features((made,), true, valid)
+        terms = {name: values.mean() for name, values in terms.items()}
         if verdict is not None:
             terms["adversarial"] = verdict.generator_term(self._game)
         return terms
@@ -55,7 +58,12 @@ class Pix2Pix(Task):
 
     def balances(self, steps: int) -> tuple[FixedBalance, FixedBalance]:
         config, name = self.config, self.config.reconstruction
-        weights = {name: config.reconstruction_weight, "adversarial": config.adversarial_weight}
+        weights = {
+            name: config.reconstruction_weight,
+            "adversarial": config.adversarial_weight,
+            "perceptual": config.perceptual_weight,
+            "style": config.style_weight,
+        }
         generator = FixedBalance(weights, {name: config.reconstruction_schedule}, steps)
         return generator, FixedBalance({"adversarial": config.discriminator_factor})
 
