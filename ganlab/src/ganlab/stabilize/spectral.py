@@ -92,7 +92,7 @@ class SpectralRegularization:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the iteration stands: ``(out,)`` of each layer, by its number."""
-        return {str(index): left.clone() for index, left in enumerate(self._left)}
+        return {str(index): left for index, left in enumerate(self._left)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly where ``state_dict`` was taken.
@@ -107,7 +107,7 @@ class SpectralRegularization:
                 f"the spectral regularization of layers of {expected} outputs cannot go on from "
                 f"{found}; resume with the same discriminator"
             )
-        self._left = [state[str(i)].to(left).clone() for i, left in enumerate(self._left)]
+        self._left = [state[str(i)].to(left) for i, left in enumerate(self._left)]
 
 
 def _layers(network: nn.Module) -> list[Layer]:
