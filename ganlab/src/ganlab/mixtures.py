@@ -184,11 +184,11 @@ class PlayConfig:
     """
 
     game: str = "relativistic"
-    steps: int = 3000
-    batch_size: int = 256
-    generator_lr: float = 1e-3
-    discriminator_lr: float = 1e-3
-    betas: tuple[float, float] = (0.0, 0.99)
+    steps: int = 2500
+    batch_size: int = 64
+    generator_lr: float = 3e-3
+    discriminator_lr: float = 3e-3
+    betas: tuple[float, float] = (0.5, 0.99)
     n_critic: int = 1
     decay: bool = True
     ema: float = 0.995
