@@ -83,6 +83,8 @@ def all_runs() -> Iterator[Run]:
         "r1": (RECOMMENDED, {"r1": GAMMA}),
         "no-ema": (dataclasses.replace(RECOMMENDED, ema=0.0), both),
         "vanilla": (vanilla, both),
+        # The plain one has not arrived anywhere after the steps of the recommended one.
+        "plain-long": (dataclasses.replace(PLAIN, steps=4 * PLAIN.steps), {}),
     }
     for setting, (config, weights) in settings.items():
         yield Run("ring", setting, config, weights)

@@ -91,6 +91,14 @@ class Counted(R1):
         return super().__call__(discriminator, condition, real, fake)
 
 
+class Seldom(Counted):
+    """Lazy by itself: four times the term at every fourth step, nothing in between."""
+
+    def __call__(self, *arguments):
+        term = super().__call__(*arguments)
+        return term * 4 if len(self.seen) % 4 == 1 else term * 0
+
+
 @pytest.mark.parametrize("game", LOSSES)
 def test_every_game_moves_the_generator_and_repeats(game):
     config = dataclasses.replace(SHORT, game=game)
@@ -118,6 +126,7 @@ def test_penalties_count_with_weight_and_interval():
     assert torch.equal(play(ring(), SHORT, [Counted(0.0)]), plain)
     assert not torch.equal(always, plain)
     assert not torch.equal(lazily, plain)
+    assert torch.allclose(play(ring(), SHORT, [Seldom(1.0)]), lazily, atol=1e-5)
     # n_critic counts updates of the discriminator.
     thrice = Counted()
     play(ring(), dataclasses.replace(SHORT, n_critic=3), [thrice])
