@@ -368,7 +368,6 @@ def chapter_13() -> Iterator[Run]:
 GUARDS = {
     "r1": StabilizersConfig(penalties=("r1",), penalty_weight=1.0),
     "r1-lazy": StabilizersConfig(penalties=("r1",), penalty_weight=1.0, penalty_every=8),
-    "zero-centred": StabilizersConfig(penalties=("zero_centred",), penalty_weight=1.0),
     "spectral-norm": StabilizersConfig(spectral="normalization"),
     "spectral-reg": StabilizersConfig(spectral="regularization", spectral_weight=0.01),
     "replay": StabilizersConfig(replay=64),
@@ -411,7 +410,6 @@ def _guarded(
         ),
         "two-rates": dataclasses.replace(training, discriminator_lr=4 * training.discriminator_lr),
         "no-ema": dataclasses.replace(training, ema=0.0),
-        "bf16": dataclasses.replace(training, precision="bf16"),
     } | {name: dataclasses.replace(training, stabilizers=chosen) for name, chosen in GUARDS.items()}
     for name in ("base", "wgan-gp", *names, *more):
         changed = {**tasks, **more}.get(name, task)
@@ -461,10 +459,10 @@ def chapter_11() -> Iterator[Run]:
         names = ("wasserstein", "relativistic", "two-rates", "no-ema", *GUARDS)
         yield from _guarded("finer", FINER, short, names, finer)
         fill = _short("toytown", seed, 300, discriminator_lr=8e-4, crop=32)
-        names = ("wasserstein", "relativistic", "replay", "gate-ratio", "gate-accuracy", "r1")
+        names = ("wasserstein", "replay", "gate-ratio", "gate-accuracy", "r1")
         yield from _guarded("holes", POLYGONS, fill, names, holes)
         fill = dataclasses.replace(fill, steps=200, sample_every=200, checkpoint_every=200)
-        names = ("wasserstein", "r1", "spectral-norm", "spectral-reg", "two-rates", "bf16")
+        names = ("wasserstein", "r1", "spectral-norm", "spectral-reg")
         yield from _guarded("stages", STAGES, fill, names, stages)
         one_sun = dataclasses.replace(TRAINING, seed=seed, augment=False)
         yield Run("11", "toytown", "map-judge-instance", instance, one_sun)

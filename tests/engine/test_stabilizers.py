@@ -299,6 +299,10 @@ def test_combinations_that_cannot_work_are_named(make) -> None:
     with pytest.raises(InputError, match="penalties r1 with batch norm in the discriminator"):
         make(slope, discriminator=batch)
     make(StabilizersConfig(replay=8), discriminator=batch)
+    both = StabilizersConfig(penalties=("r1",), penalty_step=0.1, diversity="deviation")
+    with pytest.raises(InputError, match="penalty_step 0.1 with diversity deviation"):
+        make(both)
+    make(dataclasses.replace(both, penalty_step=0.0))
     with pytest.raises(InputError, match="penalties: these act on a discriminator.* has none"):
         make(slope, adversarial_weight=0.0)
     network = torch.nn.Linear(1, 1)

@@ -522,8 +522,8 @@ class StabilizersConfig:
     spectral_weight: float = 0.01
     """Weight of the regularization."""
     replay: int = 0
-    """Made tiles that are remembered; half of each batch of the discriminator then comes from
-    there (Shrivastava et al. 2017)."""
+    """Samples that are remembered, at least a batch; half of each batch of the discriminator then
+    comes from there (Shrivastava et al. 2017)."""
     history: float = 0.0
     """Weight of the squared distance of all weights from their past mean (Salimans et al. 2016)."""
     gate: Literal["none", "loss_ratio", "accuracy"] = "none"

@@ -12,7 +12,7 @@ from ganlab.losses.adversarial import Penalty
 from ganlab.losses.balance import ADVERSARIAL, Terms, schedule
 from ganlab.networks.blocks import MinibatchDeviation, MinibatchDiscrimination
 from ganlab.networks.patchgan import diversify
-from ganlab.stabilize import penalties
+from ganlab.stabilize import penalties, spectral
 from ganlab.stabilize.gates import Gate
 from ganlab.stabilize.replay import HistoricalAverage, Replay
 
@@ -56,6 +56,8 @@ def prepare(config: StabilizersConfig, discriminator: nn.Module | None) -> None:
     there = any(isinstance(module, layers) for module in discriminator.modules())
     if config.diversity != "none" and not there:
         diversify(discriminator, config.diversity)
+    if config.spectral == "normalization":
+        spectral.normalize(discriminator)
 
 
 class Stabilizers:
@@ -104,6 +106,9 @@ class Stabilizers:
         self.penalties = [
             PENALTIES[kind](weight, every=every, step=width) for kind in config.penalties
         ]
+        if config.spectral == "regularization":
+            term = spectral.SpectralRegularization(discriminator, config.spectral_weight)
+            self.regularizers["discriminator"].append(term)
         if config.history > 0:
             for name, player in (("generator", generator), ("discriminator", discriminator)):
                 self._averages[name] = HistoricalAverage(player, config.history)
@@ -202,6 +207,11 @@ def _check(config: StabilizersConfig, discriminator: nn.Module, processes: int) 
             f"penalties {', '.join(config.penalties)} with batch norm in the discriminator: the "
             "slope of one image's logit would depend on the others; set --discriminator.norm to "
             "channel, instance or none"
+        )
+    if config.penalties and config.penalty_step > 0 and config.diversity != "none":
+        raise InputError(
+            f"penalty_step {config.penalty_step} with diversity {config.diversity}: differences "
+            "would take in the slopes across samples; set penalty_step to 0"
         )
     if config.replay and processes > 1:
         raise InputError(
