@@ -124,6 +124,25 @@ def evaluate(config: Annotated[EvaluateConfig, Flat]) -> None:
         print(table(evaluate(config, progress=progress)))
 
 
+def doctor(run: Path) -> None:
+    """Say what goes wrong in a run, finished or not, and what to try.
+
+    Args:
+        run: The run directory.
+    """
+    from ganlab.training.runs import doctor
+
+    findings = doctor(run)
+    for finding in findings:
+        print(f"{finding.kind}, steps {finding.steps[0]} to {finding.steps[1]}")
+        print(f"  seen: {finding.evidence}")
+        print(f"  why:  {finding.why}")
+        print(f"  try:  {finding.remedy}")
+        print(f"  read: chapter {finding.chapter}")
+    if not findings:
+        print("nothing noticed")
+
+
 COMMANDS: dict[str, Any] = {
     "toytown": toytown,
     "samples": samples,
@@ -139,6 +158,7 @@ COMMANDS: dict[str, Any] = {
     "resume": resume,
     "apply": apply,
     "evaluate": evaluate,
+    "doctor": doctor,
 }
 GROUPS = {"train": "Train a task on a tile store."}
 INTERRUPTED = 130

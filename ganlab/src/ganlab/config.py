@@ -587,6 +587,9 @@ class TrainingConfig:
     """Decay of the averaged generator that is applied and evaluated; 0 turns it off."""
     log_every: int = 50
     """Steps between lines of metrics."""
+    watch_every: int = 200
+    """Steps between looks at made images, logged as look/..., and diagnoses of the run so far: at
+    the next line of metrics; 0 for none."""
     sample_every: int = 1000
     """Steps between sample panels; 0 for none."""
     checkpoint_every: int = 1000

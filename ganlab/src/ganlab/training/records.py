@@ -105,8 +105,12 @@ class Records:
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """All metric lines of a run directory, oldest first."""
-    path = folder / "metrics.jsonl"
-    lines: list[dict[str, float]] = []
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All JSON lines of a file, oldest first; none if there is no file."""
+    lines: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(line))

@@ -3,7 +3,9 @@
 ::
 
     RUN/config.json                           task, settings, data, versions
-    RUN/metrics.jsonl  RUN/tensorboard/       every term of every loss
+    RUN/metrics.jsonl  RUN/tensorboard/       every term of every loss, looks at made images
+    RUN/findings.jsonl                        what the monitor told while it trained
+    RUN/failure.json                          where numbers stopped being finite, if they did
     RUN/samples/step-NNNNNNNN.png             input, made, true
     RUN/checkpoints/step-NNNNNNNN.safetensors everything that the next step depends on
 """
@@ -11,8 +13,10 @@
 import json
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +28,21 @@ from ganlab import __version__
 from ganlab.config import TrainingConfig, from_dict, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
-from ganlab.errors import InputError
+from ganlab.errors import InputError, TrainingFailed
 from ganlab.losses.balance import schedule
 from ganlab.stabilize.choice import prepare
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints
+from ganlab.training.advice import Finding
+from ganlab.training.monitor import diagnose
 from ganlab.training.processes import this_process
-from ganlab.training.records import Records, panel, picture, replace_text
+from ganlab.training.records import Records, panel, picture, read_metrics, replace_text
 from ganlab.training.trainer import OnLog, Trainer
+from ganlab.training.watch import Watch, first_bad
 
 FORMAT = "ganlab run 1"
+FAILURE = "failure.json"
 About = dict[str, Any]
 
 
@@ -187,21 +195,11 @@ def _fit(
 ) -> Path:
     """Make what ``about`` describes, go on from the newest checkpoint if there is one, train."""
     _, spec, config = _parts(about)
-    torch.manual_seed(config.seed)
-    task, found = _untrained(about), checkpoints.all_in(run / "checkpoints")
-    if init is not None and not found:
-        _copy_weights(Path(init), task)
     processes = this_process()
     if processes.num_processes != config.processes:
         raise InputError(
             f"processes is {config.processes}, but {processes.num_processes} run; start them with "
             f"torchrun --nproc_per_node {config.processes} or accelerate launch"
-        )
-    if task.batch_coupled and config.processes > 1:
-        warnings.warn(
-            "a loss of this task couples the samples of a batch; each of the "
-            f"{config.processes} processes sees only its own share of it",
-            stacklevel=2,
         )
     device = processes.device if config.processes > 1 else _device(config.device)
     resident, split = config.resident, store.split(config.split)
@@ -221,9 +219,25 @@ def _fit(
         rank=processes.process_index,
         world=processes.num_processes,
     )
-    trainer = Trainer(task, batches, config, run, device=device)
-    if found:
-        trainer.load_state_dict(checkpoints.load(found[-1]))
+
+    def start() -> Trainer:
+        torch.manual_seed(config.seed)
+        task, found = _untrained(about), checkpoints.all_in(run / "checkpoints")
+        if init is not None and not found:
+            _copy_weights(Path(init), task)
+        trainer = Trainer(task, batches, config, run, device=device)
+        if found:
+            trainer.load_state_dict(checkpoints.load(found[-1]))
+        return trainer
+
+    trainer = start()
+    task = trainer.task
+    if task.batch_coupled and config.processes > 1:
+        warnings.warn(
+            "a loss of this task couples the samples of a batch; each of the "
+            f"{config.processes} processes sees only its own share of it",
+            stacklevel=2,
+        )
     if not processes.is_main_process:
         trainer.fit()
         return run
@@ -235,11 +249,17 @@ def _fit(
         raise InputError(f"cannot write the run directory {run}: {error}") from error
     for leftover in run.rglob("*.tmp"):
         leftover.unlink()
+    (run / FAILURE).unlink(missing_ok=True)
     shown = split.validation if len(split.validation) else split.train
     with closing(Records(run, trainer.step, config.tensorboard)) as records:
+        few = batches.whole(_spread(split.train, 8))
+        new = batches.whole(_spread(split.validation, 8)) if len(split.validation) else None
+        watch = Watch(run, task, config.watch_every, config.log_every, (few, new))
 
         def log(step: int, values: dict[str, float]) -> None:
+            values |= watch.look(step)
             records.metrics(step, values)
+            watch.tell(step, values)
             if on_log:
                 on_log(step, values)
 
@@ -247,16 +267,63 @@ def _fit(
         trainer.on_sample = lambda step, generator: _sample(
             step, generator, task, batches, shown, records
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except TrainingFailed as failure:
+            place = None if processes.num_processes > 1 else _first_bad(run, start, trainer.step)
+            raise _told(run, failure, place) from failure
     return run
+
+
+def _first_bad(run: Path, start: Callable[[], Trainer], reached: int) -> str | None:
+    """Train once more from the last good checkpoint, now looking at every layer."""
+    trainer = start()
+    suspect = reached - trainer.config.log_every
+    while trainer.step < reached:
+        batch = trainer.batches[trainer.step]
+        if trainer.step < suspect:
+            trainer.train_step(batch)
+            continue
+        gradients = trainer.config.precision != "fp16"
+        place = first_bad(trainer.players, partial(trainer.train_step, batch), gradients)
+        if place:
+            return place
+    return None
+
+
+def _told(run: Path, failure: TrainingFailed, place: str | None) -> TrainingFailed:
+    """The failure with its place, which is written down beside the batch that did it."""
+    saved = run.glob("failed-step-*.safetensors")
+    batch = max(saved, key=lambda path: path.stat().st_mtime_ns).name
+    step = int(batch.removeprefix("failed-step-").split(".")[0])
+    about = {"step": step, "place": place, "batch": batch, "message": str(failure)}
+    replace_text(run / FAILURE, json.dumps(about, indent=1))
+    return TrainingFailed(f"{failure}; first seen in {place}" if place else str(failure))
+
+
+def doctor(run: Path | str) -> list[Finding]:
+    """What went wrong in a run, finished or not; see :func:`ganlab.training.monitor.diagnose`.
+
+    Raises:
+        InputError: no run directory.
+    """
+    folder = run_directory(Path(run))
+    read_config(folder)
+    path = folder / FAILURE
+    return diagnose(read_metrics(folder), json.loads(path.read_text()) if path.exists() else None)
+
+
+def _spread(tiles: Tiles, count: int) -> Tiles:
+    """At most so many tiles, evenly."""
+    places = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int)
+    return np.asarray(tiles[places])
 
 
 @torch.no_grad()
 def _sample(
     step: int, generator: nn.Module, task: Task, batches: Batches, tiles: Tiles, records: Records
 ) -> None:
-    chosen = tiles[np.linspace(0, len(tiles) - 1, min(4, len(tiles))).round().astype(int)]
-    batch, trained = task.prepare(batches.whole(chosen)), task.generator
+    batch, trained = task.prepare(batches.whole(_spread(tiles, 4))), task.generator
     task.generator = generator
     task.eval()
     out = task.generate(batch)
@@ -320,7 +387,8 @@ def _sizes(split: Split) -> dict[str, int]:
 
 def _check(config: TrainingConfig) -> None:
     counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "processes")
-    for name in (*counts, "sample_every", "workers", "generator_lr", "discriminator_lr", "ema"):
+    rates = ("generator_lr", "discriminator_lr", "ema")
+    for name in (*counts, "watch_every", "sample_every", "workers", *rates):
         value, least = getattr(config, name), int(name in counts)
         if not value >= least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
