@@ -31,6 +31,11 @@ def late(value, start=1.0):
     return lambda step: start if step <= 150 else value
 
 
+def fall(value, start=0.6):
+    """``start`` until step 300, four lines before the last four."""
+    return lambda step: start if step <= 300 else value
+
+
 HEALTHY = {
     "generator__adversarial": lambda s: 0.7 + s / 1000,
     "generator__l1": lambda s: 0.3 - s / 5000,
@@ -119,10 +124,12 @@ TWO_SIDED = {
         ({"look__checkerboard": 9.9}, False),
     ],
     "over_fitting": [
-        ({"look__error__train": late(0.3, 0.6), "look__error__validation": late(0.67, 0.6)}, True),
-        ({"look__error__train": late(0.3, 0.6), "look__error__validation": late(0.65, 0.6)}, False),
+        ({"look__error__train": fall(0.39), "look__error__validation": 0.6}, True),
+        ({"look__error__train": fall(0.41), "look__error__validation": 0.6}, False),
+        ({"look__error__train": fall(0.3), "look__error__validation": fall(0.589)}, True),
+        ({"look__error__train": fall(0.3), "look__error__validation": fall(0.587)}, False),
         # Both worse: a setback, no learning by heart.
-        ({"look__error__train": late(0.5, 0.4), "look__error__validation": late(0.7, 0.6)}, False),
+        ({"look__error__train": fall(0.62), "look__error__validation": fall(1.2)}, False),
     ],
     "weights_out_of_proportion": [
         ({"generator__gradient__l1": 301.0, "generator__gradient__adversarial": 1.0}, True),

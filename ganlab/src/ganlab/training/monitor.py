@@ -55,11 +55,12 @@ TURNS = 4
 """Swings that make an oscillation: two are a setback and its repair."""
 RECENT = 20
 """Lines in which they must lie; what is slower than that is a drift."""
-GAP = 1.3
+GAP = 1.5
 """Error on new tiles over that on the training's, relative to the smallest such ratio so far: some
 difference between two sets of tiles is there from the start."""
-ROSE = 1.1
-"""How far the error on new tiles must have risen above its least."""
+STALE = 0.98
+"""Error on new tiles, relative to the least one ``PATIENCE`` looks ago and before, from which it no
+longer falls."""
 APART = 300.0
 """Ratio of the hardest pull at the last layer to the weakest; 100 : 1 by pix2pix's weights is 3 to
 100 in gradients."""
@@ -158,7 +159,8 @@ def _gradient(lines: Lines, name: str, who: str, limit: float) -> Marks:
     points = _series(lines, name)
     if name.startswith("generator/gradient/"):
         points = [(step, pull / w) for step, pull in points if (w := weights.get(step, 1.0)) > 0]
-    start = _start(points)
+    # What vanishes is compared with the most that there was: it may be gone after ten steps.
+    start = max([x for _, x in points[:3]], default=0.0) if limit < 1 else _start(points)
     if not 0 < start < math.inf:
         return []
     told = f"The gradient of {who} went from {start:.3g} to {{:.3g}}."
@@ -245,20 +247,18 @@ def _checkerboard(lines: Lines) -> list[Marks]:
 
 def _over_fitting(lines: Lines) -> list[Marks]:
     train, new = dict(_series(lines, "look/error/train")), _series(lines, "look/error/validation")
-    least = gap = known = math.inf
+    pairs = [(s, train[s], e) for s, e in new if s > SETTLING and train.get(s, 0.0) > 0]
     marks: Marks = []
-    for step, error in new:
-        if step > SETTLING and train.get(step, 0.0) > 0:
-            # What was known of the training tiles when the others were known best.
-            least, known = min((least, known), (error, train[step]))
-            gap = min(gap, error / train[step])
-            told = (
-                f"The error on validation tiles rose from {least:.2f} to {error:.2f} times that of "
-                f"one colour, while that on training tiles is {train[step]:.2f}."
-            )
-            apart = train[step] <= known and error >= GAP * gap * train[step]
-            holds = apart and error >= ROSE * least
-            marks.append((step, told if holds else None))
+    for i, (step, here, error) in enumerate(pairs):
+        before = pairs[: max(0, i - PATIENCE)]
+        least, known = min(((e, h) for _, h, e in before), default=(math.inf, 0.0))
+        gap = min((e / h for _, h, e in before), default=math.inf)
+        told = (
+            f"The error on training tiles fell from {known:.3g} to {here:.3g} times that of one "
+            f"colour, that on validation tiles is {error:.3g} and was {least:.3g} before."
+        )
+        holds = error >= STALE * least and here < known and error >= GAP * gap * here
+        marks.append((step, told if holds else None))
     return [marks]
 
 
