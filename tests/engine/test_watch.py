@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ganlab import cli
 from ganlab.config import (
     PatchGANConfig,
     Pix2PixConfig,
@@ -241,6 +243,21 @@ def test_a_run_looks_and_tells_each_kind_once(lazy):
     assert set(kinds) <= set(found)
     assert found["flat_reconstruction"].steps == (60, 140)
     assert doctor(checkpoints.latest(run / "checkpoints")) == doctor(run)
+
+
+def test_the_command_prints_all_there_is_to_say(lazy, tmp_path, capsys):
+    run, _ = lazy
+    cli.main(["doctor", "--run", str(run)])
+    out = capsys.readouterr().out
+    for finding in doctor(run):
+        assert f"{finding.kind}, steps {finding.steps[0]} to {finding.steps[1]}\n" in out
+        for part in (finding.evidence, finding.why, finding.remedy):
+            assert part in out
+        assert f"chapter {finding.chapter}\n" in out
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    cli.main(["doctor", "--run", str(tmp_path / "run")])
+    assert capsys.readouterr().out == "nothing noticed\n"
 
 
 def test_resume_goes_on_with_the_same_lines_and_repeats_nothing(

@@ -426,6 +426,7 @@ WRONG = {
     f"{FILLED} --to new.tif --mask nowhere.tif": "nowhere.tif has no CRS",
     f"{FILLED} --to map.tif --mask map.tif --classes 3 --overwrite": "or its mask",
     "evaluate --run missing": "missing is not a run directory",
+    "doctor --run missing": "missing is not a run directory",
     "evaluate --run run --tiles missing": "missing is not a tile store",
     "evaluate --run run --limit 0": "limit 0",
     "evaluate --run run --batch-size 0": "batch size 0",

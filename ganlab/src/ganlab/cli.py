@@ -242,7 +242,8 @@ def _training_bar(steps: int) -> Iterator[Callable[[int, dict[str, float]], None
     with _bar("training", "steps") as update:
 
         def on_log(step: int, values: dict[str, float]) -> None:
-            terms = [n for n in values if "/weight/" not in n and not n.endswith("/total")]
+            shown = (n for n in values if "/weight/" not in n and not n.startswith("look/"))
+            terms = [n for n in shown if not n.endswith("/total")]
             update(step, steps, "  ".join(f"{name} {values[name]:.3f}" for name in terms))
 
         yield on_log
