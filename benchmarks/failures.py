@@ -10,9 +10,10 @@ fixed on the tasks of ``FIXED_ON``, from one seed each; the other tasks are the 
 
 Every run is a real training, some seconds long, on tiles of 32 x 32 pixels of the invented town.
 What goes wrong is a setting, except in four kinds where it is a fault in the task: a game that
-saturates (vanishing_gradient; in pix2pix a learning rate that saturates its outputs), a generator that sees the first sample of a batch for all of them
-(mode_collapse), a last layer that stays at zero (blank_output), and pairs that do not belong
-together (flat_reconstruction, for tasks that begin from an enlargement of the input).
+saturates (vanishing_gradient; in pix2pix a learning rate that saturates the outputs), a generator
+that sees the first sample of a batch for all of them (mode_collapse), a last layer that stays at
+zero (blank_output), and pairs that do not belong together (flat_reconstruction, where the task
+begins from an enlargement of its input).
 """
 
 import argparse
