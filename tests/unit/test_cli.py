@@ -126,8 +126,22 @@ def test_help_lists_the_commands(capsys):
         assert f"• {name}" in helped(capsys, "train")
 
 
+def test_help_lists_the_studies_with_their_questions(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    text = helped(capsys, "study")
+    assert len(cli.STUDIES) >= 6
+    for name, study in cli.STUDIES.items():
+        assert f"• {name}" in text
+        assert study.question in text
+        assert study.question.endswith("?")
+        tasks = helped(capsys, "study", name)
+        assert all(f"• {task}" in tasks for task in cli.TASKS)
+        assert all(setting in tasks for setting in study.settings)
+
+
 LEAVES = [(name,) for name, command in cli.COMMANDS.items() if callable(command)]
 LEAVES += [("train", name) for name in cli.COMMANDS["train"]]
+LEAVES += [("study", *pair) for pair in zip(cli.STUDIES, cli.TASKS, strict=True)]
 
 
 @pytest.mark.parametrize("words", LEAVES, ids="-".join)
@@ -317,6 +331,23 @@ def test_a_vae_from_tiles_to_numbers(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("inside")
+def test_a_study_goes_on_where_it_was(capsys, tmp_path):
+    """Two settings of three fit; what the first command made is used by the second."""
+    line = f"study norms pix2pix --tiles tiles --to {tmp_path}/study --steps 1 {QUICK}"
+    more = "--generator.norm batch --discriminator.norm batch --seeds"
+    out = typed(capsys, f"{line} {more} 1")
+    assert out.startswith("norms: Which normalization suits these tiles?\n1 seed, ")
+    assert re.search(r"\nas given +\d\.\d{4} +1\.00  baseline\n", out)
+    assert re.search(r"\nchannel +\d\.\d{4} +[+-]\d+\.\d% .* undecided\n", out)
+    assert '\nleft out: batch: the same as "as given"' in out
+    made = {p: p.read_bytes() for p in (tmp_path / "study").glob("*-seed0.json")}
+    assert {p.name for p in made} == {f"{n}-seed0.json" for n in ("as given", *NORMS)}
+    assert "\n2 seeds, " in typed(capsys, f"{line} {more} 2")
+    assert len(list((tmp_path / "study").glob("*-seed1.json"))) == len(made)
+    assert all(path.read_bytes() == content for path, content in made.items())
+
+
+@pytest.mark.usefixtures("inside")
 def test_every_balance_and_game_can_be_asked_for(capsys, tmp_path):
     pairs = [("derived", "wasserstein"), ("uncertainty", "relativistic"), ("gradnorm", "hinge")]
     for kind, game in [*pairs, ("adaptive", "vanilla")]:
@@ -355,6 +386,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(workplace, tmp_path):
 # What goes wrong
 
 
+NORMS = ("channel", "instance", "none")
+STUDY = "--tiles tiles --to new --split.block 32"
 HOUSES = "--tiles tiles --to new --holes.kinds footprint"
 FILLED = "apply --run filler --scene photo.tif"
 WRONG = {
@@ -402,6 +435,14 @@ WRONG = {
     f"train inpainting {HOUSES} --holes.footprints image": "footprints are classes",
     f"train inpainting {HOUSES} --holes.footprint-classes 9": "classes [9] do not occur",
     "train two-stage --tiles tiles --to new --init filler": "another shape",
+    f"study games pix2pix {STUDY} --seeds 0": "0 seeds",
+    f"study games pix2pix {STUDY} --jobs 0": "in 0 processes",
+    f"study games pix2pix {STUDY} --split.validation 0": "the validation split is empty",
+    f"study games pix2pix {STUDY} --adversarial-weight 0": "task.adversarial_weight is 0",
+    f"study games vae {STUDY}": "it has no task.adversarial_weight",
+    "study games pix2pix --tiles missing --to new": "missing is not a tile store",
+    "study games pix2pix --tiles tiles --to file --split.block 32": "file/study.json cannot be wr",
+    "evaluate --run run --resamples -1": "-1 resamples",
     "resume --run missing": "missing is not a run directory",
     "resume --run run --tiles missing": "missing is not a tile store",
     "apply --run missing --scene map.tif --to new.tif": "missing is not a run directory",
@@ -470,6 +511,10 @@ def test_wrong_input_gives_one_line(capsys, line):
         ("tile --images photo.tif --to new --edges round", "round"),
         ("tile --images photo.tif --to new --sise 3", "--sise"),
         ("evaluate --run run --split all", "all"),
+        ("study", "{balance, games, norms, "),
+        ("study everything", "everything"),
+        ("study games paint --tiles tiles --to new", "paint"),
+        ("study games pix2pix --tiles tiles --to new --refinement.width 4", "--refinement.width"),
     ],
 )
 def test_what_tyro_refuses(capsys, line, says):

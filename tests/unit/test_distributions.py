@@ -7,10 +7,13 @@ import pytest
 
 from ganlab.distributions import (
     bootstrap_interval,
+    crossed_interval,
+    draws,
     frechet_distance,
     kernel_distance,
     kernel_distance_interval,
     resampled_interval,
+    student_quantile,
 )
 from ganlab.errors import InputError
 
@@ -296,3 +299,88 @@ def test_what_cannot_be_paired_or_drawn_is_refused():
     for bad in ((x, None, 5), (x[0], x[0, :1], 5), (x[0], None, 0)):
         with pytest.raises(InputError, match="give one number for each tile"):
             bootstrap_interval(bad[0], other=bad[1], resamples=bad[2])
+
+
+# Seeds and tiles together
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "quantile"),
+    [
+        (0.975, 1, 12.70620), (0.975, 2, 4.30265), (0.975, 3, 3.18245), (0.975, 4, 2.77645),
+        (0.975, 9, 2.26216), (0.975, 29, 2.04523), (0.975, 120, 1.97993), (0.95, 2, 2.91999),
+        (0.995, 7, 3.49948), (0.75, 6, 0.71756), (0.5, 5, 0.0),
+    ],
+)  # fmt: skip
+def test_quantiles_of_student_are_those_of_the_printed_tables(probability, freedom, quantile):
+    assert student_quantile(probability, freedom) == pytest.approx(quantile, abs=6e-6)
+
+
+def halves(interval, middle):
+    return middle - interval[0], interval[1] - middle
+
+
+def test_of_many_seeds_and_tiles_alike_the_interval_is_students():
+    """No spread over tiles: mean ± t s / sqrt(n)."""
+    d = DICE(0).normal(3, 2, 40)
+    found = crossed_interval(d, np.repeat(d[:, None], 7, 1), resamples=20_000)
+    half = student_quantile(0.975, 39) * d.std(ddof=1) / math.sqrt(40)
+    assert halves(found, d.mean()) == pytest.approx((half, half), rel=0.05)
+    narrow = crossed_interval(d, np.zeros((40, 0)), level=0.5, resamples=20_000)
+    half = student_quantile(0.75, 39) * d.std(ddof=1) / math.sqrt(40)
+    assert halves(narrow, d.mean()) == pytest.approx((half, half), rel=0.05)
+
+
+def test_of_three_seeds_the_ends_are_the_outer_ones_moved_out():
+    """One draw in 27 is the lowest three times; 4.30265 / 1.95996 * sqrt(3 / 2) = 2.68865."""
+    d = np.array([1.0, 2.0, 6.0])
+    found = crossed_interval(d, d[:, None])
+    assert found == pytest.approx((3 - 2 * 2.68865, 3 + 3 * 2.68865), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_of_seeds_alike_the_interval_is_that_of_the_tiles(n):
+    """The bootstrap of means of one difference at all seeds, by the other function."""
+    tiles = DICE(1).normal(1, 3, 60)
+    drawn = np.array([tiles[places].mean() for places in draws(60, 4000)])
+    found = crossed_interval(np.full(n, tiles.mean()), np.tile(drawn, (n, 1)), resamples=40_000)
+    assert found == pytest.approx(bootstrap_interval(tiles, resamples=4000), abs=0.03)
+
+
+def test_crossed_intervals_cover_the_mean_and_claim_little_that_is_not_there():
+    """Three seeds: 95 % and rather more, where their outer values cover three in four."""
+    dice, places = DICE(2), np.stack(list(draws(30, 100)))
+    covered = between = 0
+    for trial in range(400):
+        spread = dice.normal(size=(3, 1)) + dice.normal(size=(1, 30)) + dice.normal(size=(3, 30))
+        d = spread.mean(1)
+        drawn = spread[:, places].mean(2)
+        low, high = crossed_interval(d, drawn, resamples=400, seed=trial)
+        covered += low <= 0 <= high
+        between += d.min() <= 0 <= d.max()
+    assert 0.92 <= covered / 400 <= 0.985
+    assert 0.70 <= between / 400 <= 0.83
+
+
+def test_crossed_intervals_leave_out_what_is_not_finite_and_follow_their_seed():
+    d = np.array([1.0, 2.0, 3.0])
+    drawn = d[:, None] + DICE(3).normal(size=(3, 50))
+    spoilt = np.insert(drawn, 10, [1.0, np.nan, 2.0], axis=1)
+    assert crossed_interval(d, spoilt) == crossed_interval(d, drawn)
+    assert crossed_interval(d, drawn) != crossed_interval(d, drawn, seed=1)
+    assert crossed_interval(d[:1], np.full((1, 2), np.inf)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("d", "drawn", "level", "match"),
+    [
+        ([], np.zeros((0, 3)), 0.95, "shapes"),
+        ([1.0, 2.0], np.zeros((3, 3)), 0.95, "shapes"),
+        ([[1.0]], np.zeros((1, 3)), 0.95, "shapes"),
+        ([1.0], np.zeros(3), 0.95, "shapes"),
+        ([1.0], np.zeros((1, 3)), 1.0, "level"),
+    ],
+)
+def test_seeds_and_tiles_that_do_not_fit(d, drawn, level, match):
+    with pytest.raises(InputError, match=match):
+        crossed_interval(d, drawn, level=level)

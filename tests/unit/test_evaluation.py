@@ -194,6 +194,34 @@ def test_labels(store, runs):
     assert saved == result
 
 
+@pytest.mark.parametrize("name", ["label-image", "image-label"])
+def test_numbers_of_drawn_tiles(store, runs, tmp_path, name):
+    """Each draw by hand: a mean of means, a texture of sums, a confusion of counts."""
+    config = EvaluateConfig(run=runs[name], resamples=4, to=tmp_path / "a.json")
+    result = evaluate(config)
+    task = load_task(runs[name], device="cpu")
+    tiles = store.split(SplitConfig(block=32)).test
+    batch = task.prepare(whole(task, store, tiles))
+    made = task.sample(batch, 0)[task.outputs[0].name]
+    dice = np.random.default_rng(derived_seed(0, "bootstrap"))
+    for number in range(4):
+        places = dice.integers(len(tiles), size=len(tiles))
+        valid, found = batch["valid"][places], {}
+        if name == "label-image":
+            expected = by_hand(made[places], batch["image"][places], valid)
+        else:
+            true, guess = batch["label"][places], made[places].argmax(1, keepdim=True)
+            known = valid > 0
+            right = torch.tensor(CLASSES)[guess[known]] == true[known]
+            expected = {"accuracy": float(right.double().mean())}
+        for metric in expected:
+            found[metric] = result["resampled"][metric][number]
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert result["resampled"].keys() == result["rows"]["model"].keys()
+    again = evaluate(replace(config, resamples=0))
+    assert again == {key: value for key, value in result.items() if key != "resampled"}
+
+
 def test_a_confusion_matrix_by_hand():
     """Rows true, columns made: [[3, 1, 0], [2, 4, 0], [0, 0, 0]], and five pixels left out."""
     field = Field(Source("label", "label", "uint8", ("1",), classes=CLASSES), None)
@@ -205,10 +233,10 @@ def test_a_confusion_matrix_by_hand():
     def guess(_):
         return {"model": {"label": field.enter(made.view(1, 1, 3, 5))}}
 
-    rows = evaluation._labels(guess, field, [batch])
+    rows = evaluation._Labels(field).measure(guess, [batch])["rows"]
     assert rows["model"]["accuracy"] == pytest.approx(7 / 10)
     assert rows["model"]["mean IoU"] == pytest.approx((3 / 6 + 4 / 7) / 2)
-    again = evaluation._labels(guess, field, [batch, batch])
+    again = evaluation._Labels(field).measure(guess, [batch, batch])["rows"]
     assert again == rows
 
 

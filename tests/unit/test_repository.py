@@ -28,8 +28,8 @@ def lines(path: Path) -> int:
 
 
 def test_the_library_can_be_read_in_an_afternoon() -> None:
-    assert sum(map(lines, MODULES)) <= 12000
-    assert len([path for path in MODULES if path.name != "__init__.py"]) <= 62
+    assert sum(map(lines, MODULES)) <= 12500
+    assert len([path for path in MODULES if path.name != "__init__.py"]) <= 64
     assert lines(SOURCE / "training" / "trainer.py") <= 250
 
 

