@@ -29,6 +29,7 @@ import numpy as np
 import rasterio
 import torch
 from affine import Affine
+from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -37,6 +38,7 @@ from torch.nn import functional as F
 import ganlab
 from ganlab.clouds import thickness
 from ganlab.config import (
+    BalanceConfig,
     CloudLayersConfig,
     CloudsConfig,
     EncoderDecoderConfig,
@@ -56,14 +58,16 @@ from ganlab.config import (
     TrainingConfig,
     TwoStageConfig,
     UNetConfig,
+    VAEConfig,
+    VAENetworkConfig,
     to_dict,
 )
 from ganlab.data import samples, tiling, toytown
 from ganlab.data.scenes import open_scene
 from ganlab.evaluation import evaluate
 from ganlab.resolution import enlarge
-from ganlab.training import checkpoints, train
-from ganlab.training.records import read_metrics
+from ganlab.training import checkpoints, load_task, train
+from ganlab.training.records import panel, picture, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "book" / "results"
@@ -298,6 +302,55 @@ def chapter_08() -> Iterator[Run]:
                 yield Run("08", data, name, settings[name], training)
 
 
+CODED = VAEConfig(generator=VAENetworkConfig(latent=16, width=24, depth=3))
+BALANCES: tuple[Any, ...] = ("fixed", "derived", "uncertainty", "gradnorm", "adaptive")
+DEARER = 1.09
+"""A step of a balance that compares gradients, as a multiple of the others' in processor time (and
+in operations, 1.09 for the game and 1.07 for two stages): it gets fewer steps by that factor."""
+
+
+def chapter_09() -> Iterator[Run]:
+    """Balances: of an autoencoder around the derived one, of a game, and of two stages.
+
+    Networks learn from crops of 32 pixels and are tested on whole tiles. The game is chapter 4's
+    with one halving less, the two stages are chapter 7's, half as wide.
+    """
+    coded = {
+        "beta1": CODED,
+        # Half the sum of squares + KL: noise as large as half the range of the data.
+        "unit": dataclasses.replace(CODED, scale="fixed", fixed_scale=1.0),
+        "beta0.01": dataclasses.replace(CODED, beta=0.01),
+        "beta100": dataclasses.replace(CODED, beta=100.0),
+        "beta10": dataclasses.replace(CODED, beta=10.0),
+        "beta0.1": dataclasses.replace(CODED, beta=0.1),
+    }
+    game = dataclasses.replace(SMALL, generator=UNetConfig(width=16, depth=5))
+    settings = {f.name: getattr(FILL, f.name) for f in dataclasses.fields(FILL)}
+    narrow = EncoderDecoderConfig(width=8)
+    stages = TwoStageConfig(**settings | {"generator": narrow, "refinement": narrow})
+    for seed in range(3):
+        for name, task in coded.items():
+            training = _short("toytown", seed, 800, generator_lr=2e-3, crop=32)
+            if name in ("beta10", "beta0.1") and seed > 0:
+                continue  # one seed shows that they lie between
+            yield Run("09", "toytown", name, task, training, FEATURES, limit=64)
+        for title, chosen, steps, more in (
+            ("game", game, 400, {}),
+            ("stages", stages, 200, {"batch_size": 4, "discriminator_lr": 8e-4}),
+        ):
+            for kind in BALANCES:
+                dear = kind in ("gradnorm", "adaptive")
+                training = _short(
+                    "toytown",
+                    seed,
+                    round(steps / DEARER) if dear else steps,
+                    balance=BalanceConfig(kind=kind),
+                    crop=32,
+                    **more,
+                )
+                yield Run("09", "toytown", f"{title}-{kind}", chosen, training, limit=64)
+
+
 def chapter_10() -> Iterator[Run]:
     """Perceptual and style terms in pix2pix, beside chapter 4's setting "gan" (here with KID).
 
@@ -475,6 +528,7 @@ def all_runs(gpu: bool = False) -> list[Run]:
             chapter_06(),
             chapter_07(),
             chapter_08(),
+            chapter_09(),
             chapter_10(),
             chapter_11(),
             chapter_13(),
@@ -658,7 +712,17 @@ def make(run: Run) -> dict[str, Any]:
     panels = sorted((folder / "samples").glob("*.png"))
     if panels and run.training.seed == 0:
         shutil.copy(panels[-1], run.path.with_suffix(".png"))
+        _imagined(folder, run.path.with_name(f"{run.name}-samples.png"))
     return result
+
+
+def _imagined(folder: Path, path: Path) -> None:
+    """Four samples as a picture, of a task that makes images from noise."""
+    task = load_task(folder, device="cpu")
+    made = task.imagine({"valid": torch.ones(4, 1, 64, 64)}, 0)
+    if made is not None:
+        rows = [[image] for image in picture(task.outputs[0], made)]
+        Image.fromarray(panel(rows)).save(path)
 
 
 def versions() -> dict[str, str]:

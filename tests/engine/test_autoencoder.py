@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from torch.distributions import Independent, Normal, kl_divergence
 
 from ganlab import evaluation
 from ganlab.config import (
@@ -150,15 +151,24 @@ def test_reconstructions_and_samples_are_measured(run, town, tmp_path):
     chosen = store.split(SplitConfig(block=32)).train
     batches = Batches(store, chosen, task.spec, batch_size=1, augment=False)
     textures = [Texture() for _ in range(3)]
-    errors = []
+    errors, squares, nats = [], [], []
     for start in range(0, len(chosen), 5):
         batch = batches.whole(chosen[start : start + 5])
         made = task.sample(batch, 0)["image"]
         drawn = task.imagine(batch, int(chosen[start]))
         errors += (made - batch["image"]).abs().mean((1, 2, 3)).tolist()
+        squares += (made - batch["image"]).square().mean((1, 2, 3)).tolist()
+        with torch.no_grad():
+            mean, log_variance = task.generator.encode(batch["image"])
+        coded = Independent(Normal(mean, torch.exp(0.5 * log_variance)), 3)
+        standard = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 3)
+        nats += kl_divergence(coded, standard).tolist()
         for texture, images in zip(textures, (made, drawn, batch["image"]), strict=True):
             texture.update(images, batch["valid"])
     assert rows["model"]["L1"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert rows["model"]["MSE"] == pytest.approx(np.mean(squares), rel=1e-4)
+    # Nats of a whole image, not of a value or a place.
+    assert rows["model"]["KL"] == pytest.approx(np.mean(nats), rel=1e-4)
     for row, texture in zip(("model", "samples"), textures, strict=False):
         for kind, distance in texture.distance(textures[2]).items():
             assert rows[row][f"{kind} d."] == pytest.approx(float(distance), rel=1e-3)

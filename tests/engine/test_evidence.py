@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,71 @@ def test_verdict_ground_through_thin_cloud() -> None:
         assert every(of("toytown", "joint", metric), of("toytown", "l2", metric))
     gan = of("toytown", "gan", "thin L1")
     assert all(0.95 < b / a < 1.05 for a, b in zip(l1, gan, strict=True))
+
+
+def balanced(setting: str) -> list[dict[str, Any]]:
+    """The results of chapter 9 for one setting, by seed."""
+    files = sorted((RESULTS / "09").glob(f"toytown-{setting}-seed*.json"))
+    assert files, setting
+    return [json.loads(file.read_text()) for file in files]
+
+
+def test_verdict_the_derived_balance_has_the_best_bound_and_reconstructs() -> None:
+    """Chapter 9. Too much divergence empties the code, too little costs nats and no sharpness."""
+
+    def bound(result: dict[str, Any]) -> float:
+        """Negative, nats for each value, with the best noise level."""
+        fit, code = (result["curve"][-1][f"generator/{name}"] for name in ("likelihood", "kl"))
+        if result["setting"] == "unit":
+            square = 2 * fit - math.log(2 * math.pi)
+            fit = 0.5 * (1 + math.log(2 * math.pi * square))
+        return float(fit + code)
+
+    for place, derived in enumerate(balanced("beta1")):
+        model, samples = derived["rows"]["model"], derived["rows"]["samples"]
+        others = {
+            name: balanced(name)[place]
+            for name in ("beta0.01", "beta0.1", "beta10", "beta100", "unit")
+            if place < len(balanced(name))
+        }
+        rows = {name: result["rows"] for name, result in others.items()}
+        assert all(result["seed"] == derived["seed"] for result in others.values())
+        assert all(bound(derived) < bound(result) - 0.03 for result in others.values())
+        for name in ("unit", "beta100"):
+            assert rows[name]["model"]["MSE"] > 2 * model["MSE"]
+            assert rows[name]["model"]["KL"] < 0.2 * model["KL"]
+            for metric in ("spectrum d.", "gradient d."):
+                assert rows[name]["samples"][metric] > 1.3 * samples[metric]
+        assert rows["beta100"]["model"]["KL"] < 1
+        little = rows["beta0.01"]
+        assert 0.85 < little["model"]["MSE"] / model["MSE"] < 1.1
+        assert little["model"]["KL"] > 4 * model["KL"]
+        # Against expectation: its samples are no worse, and KID likes flat tiles best of all.
+        assert little["samples"]["KID"] < 1.1 * samples["KID"]
+        assert rows["beta100"]["samples"]["KID"] < samples["KID"] < rows["unit"]["samples"]["KID"]
+        assert rows["beta100"]["model"]["KID"] < rows["unit"]["model"]["KID"]
+
+
+def test_verdict_balances_of_a_game() -> None:
+    """The likelihood alone asks for more L1; rules for pulls follow a judge that guesses."""
+    kinds = ("fixed", "derived", "uncertainty", "gradnorm", "adaptive")
+    for results in zip(*(balanced(f"game-{kind}") for kind in kinds), strict=False):
+        assert len({result["seed"] for result in results}) == 1
+        rows = {k: r["rows"]["model"] for k, r in zip(kinds, results, strict=True)}
+        ends = {k: r["curve"][-1] for k, r in zip(kinds, results, strict=True)}
+        ratio = {
+            kind: end["generator/weight/l1"] / end["generator/weight/adversarial"]
+            for kind, end in ends.items()
+        }
+        assert ratio["fixed"] == 100
+        assert 280 < ratio["derived"] < 400
+        assert ratio["uncertainty"] == pytest.approx(ratio["derived"], rel=0.05)
+        for kind in ("derived", "uncertainty"):
+            assert 0.95 < rows[kind]["L1"] / rows["fixed"]["L1"] < 1
+            assert rows[kind]["gradient d."] > 1.1 * rows["fixed"]["gradient d."]
+        for kind in ("gradnorm", "adaptive"):
+            assert ratio[kind] < 10
+            assert rows[kind]["L1"] > 1.05 * rows["fixed"]["L1"]
+            assert rows[kind]["gradient d."] > 1.2 * rows["fixed"]["gradient d."]
+            guessing = 2 * math.log(2)
+            assert ends[kind]["discriminator/adversarial"] == pytest.approx(guessing, abs=0.1)

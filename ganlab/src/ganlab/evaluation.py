@@ -69,9 +69,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     like are taken over the parts that the task names, too: the hole, thin cloud. Where holes were
     filled, texture gradients are those of the hole, and the seam ratio is added; alpha has its
     L1; finer pixels have their consistency with the input (L1 after averaging) and the energy of
-    checkerboards, as a multiple of the truth's. Labels get the share of right pixels and the mean
-    intersection over union of the classes. Tasks that can make images from noise have a row of
-    samples, which have no partners and so no L1.
+    checkerboards, as a multiple of the truth's; a task may add numbers of its model. Labels get the
+    share of right pixels and the mean intersection over union of the classes. Tasks that can make
+    images from noise have a row of samples, which have no partners and so no L1.
 
     Returns:
         ``{"split", "tiles", "output", "features", "rows": {method: {metric: value}},
@@ -307,6 +307,9 @@ class _Images:
                 if self.alpha is not None:
                     error = metrics.l1(made[self.alpha], batch[self.alpha], batch["valid"])
                     self.values[method]["alpha L1"].append(error)
+                if method == "model":
+                    for metric, found in self.task.numbers(batch, made).items():
+                        self.values[method][metric].append(found)
             imagined = self.task.imagine(batch, int(batch["sample"][0]))
             if imagined is not None:
                 self._collect(SAMPLES, imagined.float(), batch)

@@ -160,6 +160,10 @@ class Task(nn.Module, ABC):
         """Earlier versions of the first output that an evaluation compares with it, by name."""
         return {}
 
+    def numbers(self, batch: Batch, out: Tensors) -> Tensors:
+        """What else an evaluation reports of the model, by name: a number for each image."""
+        return {}
+
     def imagine(self, batch: Batch, seed: int) -> Tensor | None:
         """Samples of the first output from nothing but noise, of a batch's number and size.
 

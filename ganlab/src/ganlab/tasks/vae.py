@@ -43,6 +43,12 @@ class GaussianVAE(Task):
         made, mean, log_variance = self.generator(batch[self.image.name])
         return {self.image.name: made, "mean": mean, "log_variance": log_variance}
 
+    def numbers(self, batch: Batch, out: Tensors) -> Tensors:
+        """The mean squared error, and the divergence of the code in nats for each image."""
+        name = self.image.name
+        error = reconstruction.l2(out[name], batch[name], batch["valid"])
+        return {"MSE": error, "KL": kl.kl(out["mean"], out["log_variance"]).sum((1, 2, 3))}
+
     def imagine(self, batch: Batch, seed: int) -> Tensor:
         """Samples: as many images as the batch has, of its size, from nothing but noise."""
         height, width = batch["valid"].shape[-2:]
