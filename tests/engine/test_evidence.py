@@ -349,3 +349,16 @@ def test_verdict_balances_of_a_game() -> None:
         assert rows["adaptive"]["gradient d."] > 1.2 * rows["fixed"]["gradient d."]
         gained.append(rows["gradnorm"]["gradient d."] < rows["fixed"]["gradient d."])
     assert sum(gained) < 0.5 * len(gained)
+
+
+def test_verdict_a_perceptual_term_gives_texture_for_no_error_that_shows() -> None:
+    """Chapter 10, against chapter 4's "gan"; by texture alone, since KID asks the loss itself."""
+    rows = [result["rows"]["model"] for result in stored("10", "toytown", "perceptual")]
+    with_term = {m: [row[m] for row in rows] for m in ("L1", "SSIM", "spectrum d.", "gradient d.")}
+    without = {m: numbers("toytown", "gan", m) for m in with_term}
+    assert every(with_term["gradient d."], [0.85 * d for d in without["gradient d."]])
+    assert every(with_term["spectrum d."], without["spectrum d."])
+    for metric in ("L1", "SSIM"):
+        pairs = list(zip(with_term[metric], without[metric], strict=True))
+        assert all(0.97 < a / b < 1.03 for a, b in pairs)
+        assert {a < b for a, b in pairs} == {True, False}
