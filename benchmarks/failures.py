@@ -10,10 +10,10 @@ fixed on the tasks of ``FIXED_ON``, from one seed each; the other tasks are the 
 
 Every run is a real training, some seconds long, on tiles of 32 x 32 pixels of the invented town.
 What goes wrong is a setting, except in four kinds where it is a fault in the task: a game that
-saturates (vanishing_gradient; in pix2pix a learning rate that saturates the outputs), a generator
-that sees the first sample of a batch for all of them (mode_collapse), a last layer that stays at
-zero (blank_output), and pairs that do not belong together (flat_reconstruction, where the task
-begins from an enlargement of its input).
+saturates (vanishing_gradient; in pix2pix and inpainting a learning rate that saturates the
+outputs), a generator that sees the first sample of a batch for all of them (mode_collapse), a last
+layer that stays at zero (blank_output), and pairs that do not belong together
+(flat_reconstruction, where the task begins from an enlargement of its input).
 """
 
 import argparse
@@ -34,6 +34,7 @@ from torch import nn
 
 from ganlab.config import (
     CloudLayersConfig,
+    CloudsConfig,
     EncoderDecoderConfig,
     HoleJudgeConfig,
     InpaintingConfig,
@@ -117,6 +118,12 @@ def bare(task: Any) -> Any:
     return replace(task, residual=False) if hasattr(task, "residual") else task
 
 
+def thin(task: Any) -> Any:
+    """Under opaque cloud made and true are the same, and nobody can judge them rightly."""
+    clear = CloudsConfig(thickness=(0.2, 0.5))
+    return replace(task, clouds=clear) if hasattr(task, "clouds") else task
+
+
 def saturate(task: Task) -> None:
     """log(1 - D(G)), which Goodfellow et al. (2014, section 3) warn of."""
     loss = adversarial.LOSSES["vanilla"]
@@ -159,7 +166,10 @@ FEW = SplitConfig(block=32, validation=0.4, test=0.58)
 
 def provoke(kind: str, name: str) -> Settings:
     """Settings under which a kind is to be expected."""
-    task, short = SMALL[name], SHORT
+    task = thin(SMALL[name]) if kind in GAMES else SMALL[name]
+    # Games over clouds and holes, drawn anew, take longer to be decided.
+    slow = kind in GAMES and name not in FIXED_ON
+    short = replace(SHORT, steps=200) if slow else SHORT
     alone = replace(task, adversarial_weight=0.0) if hasattr(task, "adversarial_weight") else task
     return {
         HEALTHY: lambda: (task, TRAINING, None),
@@ -176,7 +186,7 @@ def provoke(kind: str, name: str) -> Settings:
         ),
         "vanishing_gradient": lambda: (
             (task, replace(short, generator_lr=0.2), None)
-            if name == "pix2pix"
+            if name in ("pix2pix", "inpainting")
             else (
                 bare(game(task, 0.0, "vanilla")),
                 replace(short, discriminator_lr=5e-4, generator_lr=1e-6),
@@ -185,7 +195,10 @@ def provoke(kind: str, name: str) -> Settings:
         ),
         "exploding_gradient": lambda: (
             game(task, 0.0, "wasserstein"),
-            replace(short, discriminator_lr=5e-2, generator_lr=5e-5),
+            # Slower: what has exploded within the first lines has nothing to be compared with.
+            replace(short, steps=300, discriminator_lr=1e-2, generator_lr=5e-5)
+            if slow
+            else replace(short, discriminator_lr=5e-2, generator_lr=5e-5),
             None,
         ),
         "mode_collapse": lambda: (game(task) if alone is not task else task, short, blind),
@@ -202,7 +215,11 @@ def provoke(kind: str, name: str) -> Settings:
         "blank_output": lambda: (
             (replace(task, beta=1e3), short, None) if name == "vae" else (bare(task), short, mute)
         ),
-        "checkerboard": lambda: (bare(checkered(game(task))), short, None),
+        "checkerboard": lambda: (
+            bare(checkered(game(task))),
+            replace(short, generator_lr=1e-3),
+            None,
+        ),
         "over_fitting": lambda: (
             alone,
             replace(short, steps=250, generator_lr=3e-3, split=FEW),
@@ -222,7 +239,8 @@ GAMES = (
 )
 ALWAYS = ("non_finite", "mode_collapse", "blank_output", "over_fitting")
 KINDS: dict[str, tuple[str, ...]] = {
-    "cloud_layers": (*ALWAYS, *GAMES, "flat_reconstruction", "checkerboard"),
+    # Clouds are drawn anew for every batch: nothing is learned by heart within some hundred steps.
+    "cloud_layers": (*ALWAYS[:3], *GAMES, "flat_reconstruction", "checkerboard"),
     "vae": ALWAYS,  # no opponent, and one term that reaches the last layer
     "super_resolution": (*ALWAYS, *GAMES, "flat_reconstruction", "checkerboard"),
     "pix2pix": (*ALWAYS, *GAMES, "flat_reconstruction", "checkerboard"),
@@ -249,12 +267,13 @@ class Run:
 
 
 def all_runs() -> Iterator[Run]:
-    """One seed after the other; of the tasks that thresholds were fixed on, failures from one."""
-    for seed in range(3):
-        for task, kinds in KINDS.items():
-            if seed == 0 or task not in FIXED_ON:
-                yield from (Run(task, kind, seed) for kind in kinds)
-        yield from (Run(task, HEALTHY, seed) for task in KINDS)
+    """Cheap tasks first; of the tasks that thresholds were fixed on, failures from one seed."""
+    for tasks in (tuple(KINDS)[:4], tuple(KINDS)[4:]):
+        for seed in range(3):
+            for task in tasks:
+                if seed == 0 or task not in FIXED_ON:
+                    yield from (Run(task, kind, seed) for kind in KINDS[task])
+                yield Run(task, HEALTHY, seed)
 
 
 def tiles() -> Path:

@@ -1,0 +1,91 @@
+"""The monitor on stored failures and healthy runs, judged by today's rules and made again."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ganlab.config import TrainingConfig, from_dict
+from ganlab.training.advice import ADVICE
+
+MISSED = {
+    ("cloud_layers", "vanishing_gradient"),  # a fiftieth is left, the threshold is a hundredth
+    ("vae", "blank_output"),  # a code that costs too much: one image for all, yet not a blank one
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def failures() -> Any:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield importlib.import_module("failures")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def results(failures: Any) -> dict[Any, dict[str, Any]]:
+    return {
+        run: json.loads(run.path.read_text()) for run in failures.all_runs() if run.path.exists()
+    }
+
+
+def test_every_stored_stream_belongs_to_a_run_of_the_script(failures: Any, results: Any) -> None:
+    assert {run.path for run in results} == set(failures.RESULTS.glob("*.json"))
+    for run, result in results.items():
+        task, training, fault = failures.provoke(run.kind, run.task)
+        origin, training = result["provenance"], replace(training, seed=run.seed)
+        assert from_dict(type(task), origin["task"]) == task, run.name
+        assert from_dict(TrainingConfig, origin["training"]) == training, run.name
+        assert origin["fault"] == (fault.__name__ if fault else None)
+        assert result["seed"] == run.seed
+        if run.kind != "non_finite":
+            assert result["lines"][-1]["step"] == training.steps
+
+
+def test_healthy_runs_are_silent(failures: Any, results: Any) -> None:
+    healthy = {run: failures.named(r) for run, r in results.items() if run.kind == failures.HEALTHY}
+    assert {run.task for run in healthy} >= {*failures.FIXED_ON, "cloud_layers", "vae"}
+    assert [run.name for run, kinds in healthy.items() if kinds] == []
+
+
+def test_provoked_kinds_are_named_on_the_tasks_that_fixed_the_thresholds(
+    failures: Any, results: Any
+) -> None:
+    fixed = [run for run in results if run.task in failures.FIXED_ON]
+    assert {run.kind for run in fixed} == {*ADVICE, failures.HEALTHY}
+    for run in fixed:
+        assert run.kind == failures.HEALTHY or run.kind in failures.named(results[run]), run.name
+
+
+def test_provoked_kinds_are_named_on_tasks_that_no_threshold_has_seen(
+    failures: Any, results: Any
+) -> None:
+    scored = [run for run in results if run.task not in failures.FIXED_ON]
+    scored = [run for run in scored if run.kind != failures.HEALTHY]
+    missed = {run for run in scored if run.kind not in failures.named(results[run])}
+    assert {(run.task, run.kind) for run in missed} == MISSED
+    assert len({run.kind for run in set(scored) - missed}) >= 10
+
+
+def test_what_is_not_finite_has_a_layer(results: Any) -> None:
+    places = [r["failure"]["place"] for run, r in results.items() if run.kind == "non_finite"]
+    assert len(places) >= 3
+    assert all(place.startswith(("generator.", "discriminator.")) for place in places)
+
+
+@pytest.mark.parametrize("kind", ["healthy", "blank_output"])
+def test_a_run_made_again_gets_the_same_verdict(
+    failures: Any, results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(failures, "WORK", tmp_path)
+    run = failures.Run("vae", kind, 0)
+    lines, failure = failures.stream(run, tmp_path / "run")
+    stored = results[run]
+    assert lines[0] == pytest.approx(stored["lines"][0], rel=0.02, abs=1e-3)
+    assert failures.named({"lines": lines, "failure": failure}) == failures.named(stored)
