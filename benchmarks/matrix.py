@@ -85,7 +85,7 @@ STABILIZERS = {
     "instance noise": StabilizersConfig(instance_noise=0.1),
     "label smoothing": StabilizersConfig(smoothing=0.1),
 }
-REFUSED = {
+OTHERS = {
     "r1, batch norm in D": StabilizersConfig(penalties=("r1",)),
     "smoothing, hinge": StabilizersConfig(smoothing=0.1),
     "everything at once": StabilizersConfig(
@@ -114,7 +114,7 @@ TRAINING = TrainingConfig(
 def combinations() -> Iterator[tuple[str, str, str]]:
     """(task, stabilizer, precision)."""
     for task in TASKS:
-        for stabilizer in [*STABILIZERS, *REFUSED]:
+        for stabilizer in [*STABILIZERS, *OTHERS]:
             for precision in ("fp32", "bf16"):
                 yield task, stabilizer, precision
 
@@ -141,7 +141,7 @@ def outcome(tiles: Path, task: str, stabilizer: str, precision: Any, compiled: b
         settings = dataclasses.replace(settings, adversarial="hinge")
     if stabilizer == "label smoothing" and hasattr(settings, "adversarial"):
         settings = dataclasses.replace(settings, adversarial="vanilla")
-    chosen = {**STABILIZERS, **REFUSED}[stabilizer]
+    chosen = {**STABILIZERS, **OTHERS}[stabilizer]
     config = dataclasses.replace(
         TRAINING, stabilizers=chosen, precision=precision, compile=compiled
     )
