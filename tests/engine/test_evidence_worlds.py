@@ -72,6 +72,23 @@ def test_verdict_it_is_the_penalties_that_do_it() -> None:
         assert max(modes(setting)) <= 4
 
 
+def test_verdict_with_both_penalties_nothing_else_matters_to_the_count() -> None:
+    """The game and the average of weights do not; R1 alone is not enough."""
+    for setting in ("recommended", "vanilla", "no-ema"):
+        assert min(modes(setting)) >= 7
+        assert sum(found == 8 for found in modes(setting)) >= 9
+    assert min(modes("r1")) == 5
+    assert sum(found == 8 for found in modes("r1")) <= 5
+
+
+def test_verdict_the_slow_plain_game_is_slow() -> None:
+    """It has not lost modes: its points are spread more evenly than those of the fast one."""
+    slow, fast = rows("plain"), rows("plain-fast")
+    assert all(row["quality"] < 0.1 for row in slow)
+    mean = sum(row["reverse_kl"] for row in slow) / len(slow)
+    assert mean < 0.2 * sum(row["reverse_kl"] for row in fast) / len(fast)
+
+
 class Enough(Exception):
     """Thrown out of a game that need not be played to its end."""
 
