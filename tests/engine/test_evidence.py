@@ -372,3 +372,21 @@ def test_verdict_a_perceptual_term_gives_texture_for_no_error_that_shows() -> No
         pairs = list(zip(with_term[metric], without[metric], strict=True))
         assert all(0.97 < a / b < 1.03 for a, b in pairs)
         assert {a < b for a, b in pairs} == {True, False}
+
+
+def test_verdict_a_likelihood_holds_what_is_copied_far_harder_than_the_hole() -> None:
+    ends = {}
+    for kind in ("fixed", "derived", "uncertainty", "gradnorm", "adaptive"):
+        runs = stored("09", "toytown", f"stages-{kind}")
+        weights = [{n: r["curve"][-1][f"generator/weight/{n}"] for n in FILLED} for r in runs]
+        ends[kind] = [w["valid"] / w["hole"] for w in weights]
+        texture = [run["rows"]["model"]["gradient d."] for run in runs]
+        if kind == "fixed":
+            by_hand = texture
+        elif kind in ("gradnorm", "adaptive"):
+            assert every(texture, by_hand)
+    assert min(ends["derived"] + ends["uncertainty"]) > 40
+    assert max(ends["fixed"] + ends["gradnorm"] + ends["adaptive"]) < 1
+
+
+FILLED = ("hole", "valid")
