@@ -654,9 +654,10 @@ def test_without_coordinates(tmp_path, run_of):
     [
         (1, "uint8", None, r"in\.tif has 1 bands \['1'\] of uint8; .*\['red', 'green', 'blue'\]"),
         (4, "uint8", None, r"4 bands .* choose with --bands"),
-        (3, "float32", None, "of float32; the model was trained on .* of uint8"),
+        (3, "float32", None, "of float32; the model was trained on .* of uint8: convert .* -ot"),
         (3, "int16", None, "of int16"),
         (3, "uint8", ("blue", "green", "red"), r"\['blue', 'green', 'red'\].* --bands"),
+        (3, "uint8", ("nir", "red", "green"), r"\['nir', 'red', 'green'\].* --bands"),
     ],
 )
 def test_bands_unlike_the_trained_ones(tmp_path, run_of, bands, dtype, names, match):

@@ -1,6 +1,7 @@
 """Whole scenes in finer pixels, and without clouds: grids, bits, and where pixels are from."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -514,6 +515,34 @@ def test_chains_that_cannot_be(tmp_path, run_of, cloud_task, hole_task):
             applied(tmp_path, scene, fill=Path("filler"), **options)
         assert "\n" not in str(caught.value)
         assert left(tmp_path) == ["in.tif"]
+
+
+def test_a_filler_of_other_bands(tmp_path, run_of, cloud_task, hole_task):
+    """As many bands, but near infrared first: green would be filled as if it were red."""
+    scene = raster(tmp_path / "in.tif", clouded()[0])
+    filler = painter(hole_task)
+    (given, *others), names = filler.inputs, ("nir", "red", "green")
+    filler.inputs = (replace(given, source=replace(given.source, bands=names)), *others)
+    run_of(parter(cloud_task), filler)
+    with pytest.raises(InputError, match=r"fills \['nir', 'red', 'green'\].* ground has \['red'"):
+        applied(tmp_path, scene, fill=Path("filler"))
+    assert left(tmp_path) == ["in.tif"]
+
+
+def test_opacity_asks_for_a_filler(tmp_path, run_of, cloud_task):
+    run_of(parter(cloud_task))
+    with pytest.raises(InputError, match="--opaque says where --fill is asked"):
+        applied(tmp_path, raster(tmp_path / "in.tif", clouded()[0]), opaque=0.5)
+    assert left(tmp_path) == ["in.tif"]
+
+
+@pytest.mark.parametrize("kind", ["clouds", "finer"])
+def test_a_scene_without_a_valid_pixel(tmp_path, run_of, cloud_task, super_task, kind):
+    run_of({"clouds": cloud_task, "finer": super_task}[kind]())
+    scene = raster(tmp_path / "in.tif", np.zeros((3, *SHAPE), np.uint8), nodata=0)
+    with pytest.raises(InputError, match=r"in\.tif has no valid pixel: check its nodata value"):
+        applied(tmp_path, scene)
+    assert left(tmp_path) == ["in.tif"]
 
 
 @pytest.mark.parametrize("name", ["made.tif", "made-alpha.tif", "made-origin.tif"])

@@ -24,7 +24,14 @@ from rasterio.warp import transform_geom
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
-from ganlab.data.scenes import Grid, check_same_grid, open_labels, open_scene, windows
+from ganlab.data.scenes import (
+    Grid,
+    check_same_grid,
+    open_labels,
+    open_scene,
+    reordered,
+    windows,
+)
 from ganlab.errors import InputError
 
 UTM = rasterio.crs.CRS.from_epsg(32633)
@@ -597,3 +604,21 @@ def test_missing_vector_libraries_are_named(tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=r"pip install 'ganlab\[vector\]'"):
         open_labels(path, GRID)
+
+
+@pytest.mark.parametrize(
+    ("bands", "others", "expected"),
+    [
+        ("red green blue", "red green blue", False),
+        ("red green blue", "blue green red", True),
+        ("red green blue", "nir red green", True),
+        ("red green blue", "B04 B03 B02", False),
+        ("red green blue", "red green swir", False),  # nobody knows what else these are called
+        ("4 3 2", "2 3 4", True),
+        ("4 3 2", "1 2 3", False),  # a file of three bands, cut out of one of thirteen
+        ("red green blue", "1 2 3", False),
+    ],
+)
+def test_bands_in_another_order(bands, others, expected):
+    pair = tuple(bands.split()), tuple(others.split())
+    assert reordered(*pair) is reordered(*reversed(pair)) is expected

@@ -433,6 +433,23 @@ def test_scenes_must_agree(pair, tmp_path):
     np.testing.assert_array_equal(tile(chosen).read("image", [0])[0], IMAGE[[2, 0], :16, :16])
 
 
+def test_bands_must_stand_in_one_order(tmp_path):
+    """Blue is not red: a store of mixed bands would train, and nobody would see why it is bad."""
+    array, scenes = np.ones((3, 8, 8), np.uint16), []
+    for name, bands in (("a", ("red", "green", "blue")), ("b", ("blue", "green", "red"))):
+        scenes.append(str(write(tmp_path / f"{name}.tif", array)))
+        with rasterio.open(scenes[-1], "r+") as file:
+            file.descriptions = bands
+    config = TilingConfig(images=tuple(scenes), to=tmp_path / "tiles", size=8)
+    with pytest.raises(
+        InputError, match=r"b\.tif has the bands \['blue'.* before it \['red'.*order"
+    ):
+        tile(config)
+    assert nothing_left(tmp_path)
+    chosen = TilingConfig(**vars(config) | {"bands": ("red", "green", "blue")})
+    assert tile(chosen).sources["image"].bands == ("red", "green", "blue")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

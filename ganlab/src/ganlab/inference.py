@@ -36,6 +36,7 @@ from ganlab.data.scenes import (
     check_same_grid,
     open_labels,
     open_scene,
+    reordered,
 )
 from ganlab.data.store import Source
 from ganlab.errors import InputError
@@ -206,6 +207,8 @@ def _write(
 def _load_filler(config: ApplyConfig, task: Task) -> Task | None:
     """The model that fills what another one cannot see through."""
     if config.fill is None:
+        if config.opaque != ApplyConfig.opaque:
+            raise InputError("--opaque says where --fill is asked for the ground; give it, too")
         return None
     if task.outputs[-1].source.kind != "alpha":
         raise InputError(f"--fill {config.fill}: this model finds no clouds; leave it out")
@@ -215,9 +218,9 @@ def _load_filler(config: ApplyConfig, task: Task) -> Task | None:
     if filler.hole is None:
         raise InputError(f"--fill {config.fill}: this model fills no holes; give one that does")
     mine, other = task.outputs[0].source, filler.inputs[0].source
-    shuffled = set(mine.bands) == set(other.bands) and mine.bands != other.bands
     kinds = [np.dtype(source.dtype).kind for source in (mine, other)]
-    if len(mine.bands) != len(other.bands) or shuffled or kinds[0] != kinds[1]:
+    strange = len(mine.bands) != len(other.bands) or reordered(mine.bands, other.bands)
+    if strange or kinds[0] != kinds[1]:
         raise InputError(
             f"--fill {config.fill}: this model fills {list(other.bands)} of {other.dtype}, the "
             f"ground has {list(mine.bands)} of {mine.dtype}; give one that was trained on these"
@@ -280,7 +283,8 @@ def generate_scene(
         Output window, its valid mask ``(h, w)``, and ``(C, h, w)`` in stored units for each output.
 
     Raises:
-        InputError: the scene cannot be read, or holds what the model does not know.
+        InputError: the scene cannot be read, holds what the model does not know, or (said after
+            the last block) has no valid pixel for a task that fills no holes.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: expected at least 1")
@@ -291,7 +295,7 @@ def generate_scene(
     done, total = 0, len(rows) * sum(len(members) for members, _, _ in swaths)
     if holes is None and task.hole is not None:
         holes = missing_pixels
-    field, far, measured, asked = task.inputs[0], 0.0, 0, False
+    field, far, measured, asked, empty = task.inputs[0], 0.0, 0, False, True
     also = None if task.beyond is None else task.beyond.cpu()
     for members, left, right in swaths:
         canvas = _Canvas(task, rows[0].size, members[0].start, members[-1].stop)
@@ -304,6 +308,7 @@ def generate_scene(
                     progress(done, total)
             block = Window(left, row.start, right - left, final - row.start)
             stored, valid = scene.read(block)
+            empty &= not valid.any()
             inputs, hole = {field.name: stored[None]}, np.zeros_like(valid)
             if holes:
                 hole = holes(block, valid)
@@ -318,6 +323,8 @@ def generate_scene(
                 known = torch.from_numpy((valid & ~hole)[None, None, ::8])
                 far += float(field.scaling.outside(values, known, also) * known.sum())
                 measured += int(known.sum())
+    if empty and task.hole is None:
+        raise InputError(f"{scene.file} has no valid pixel: check its nodata value")
     if holes and not asked:
         warnings.warn(
             f"{scene.file} has no hole to fill: all its pixels are there, or --mask names none; "
@@ -474,11 +481,12 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
         return open_labels(file, like.grid, config.attribute, config.ungeoreferenced)
     scene = open_scene(file, config.bands, source.nodata, config.ungeoreferenced)
     unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
-    shuffled = set(scene.bands) == set(source.bands) and scene.bands != source.bands
-    if len(scene.bands) != len(source.bands) or unlike or shuffled:
+    strange = len(scene.bands) != len(source.bands) or reordered(scene.bands, source.bands)
+    if strange or unlike:
+        repair = "choose with --bands" if strange else "convert with gdal_translate -ot -scale"
         raise InputError(
             f"{scene.file} has {len(scene.bands)} bands {list(scene.bands)} of {scene.dtype}; the "
-            f"model was trained on {expected}: choose with --bands"
+            f"model was trained on {expected}: {repair}"
         )
     return scene
 

@@ -285,6 +285,17 @@ def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor:
     raise InputError(f"{where}: {'; '.join(differences)}. Repair: {repair}")
 
 
+def reordered(bands: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether bands of one name stand at other places in ``others``.
+
+    The number of a band without a name says nothing about another file that holds a part of them,
+    so numbers are compared only if both have the same ones.
+    """
+    shared = [name for name in bands if name in others and not name.isdigit()]
+    shared = list(bands) if set(bands) == set(others) else shared
+    return any(bands.index(name) != others.index(name) for name in shared)
+
+
 def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> list[Window]:
     """Windows of ``size`` x ``size`` pixels over a raster, row by row from its upper left.
 

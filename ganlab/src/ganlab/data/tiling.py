@@ -21,7 +21,14 @@ import rasterio
 from rasterio.windows import Window
 
 from ganlab.config import TilingConfig, to_dict
-from ganlab.data.scenes import Scene, check_same_grid, open_labels, open_scene, windows
+from ganlab.data.scenes import (
+    Scene,
+    check_same_grid,
+    open_labels,
+    open_scene,
+    reordered,
+    windows,
+)
 from ganlab.data.store import FORMAT, VALID, VERSION, Source, StoredScene, Tile, TileStore, checksum
 from ganlab.errors import InputError
 
@@ -152,6 +159,12 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     f"{raster.file} has {len(new.bands)} bands of {new.dtype}, factor {factor}, "
                     f"the scenes before it {len(old.bands)} of {old.dtype}, factor {old.factor}: "
                     "choose common --bands or convert with gdal_translate"
+                )
+            if reordered(new.bands, old.bands):
+                raise InputError(
+                    f"{raster.file} has the bands {list(new.bands)}, the scenes before it "
+                    f"{list(old.bands)}: bring them into one order, by name with --bands or with "
+                    "gdal_translate -b"
                 )
             rasters.append(raster)
         grid = image.grid.scaled(scale)
