@@ -215,7 +215,7 @@ def test_two_stages_go_with_every_balance(tiles, tmp_path, quick, kind):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("derived", "no term of this task is a likelihood"),
+        ("derived", "no term .* is a likelihood whose noise level is left to find .that of a VAE"),
         ("uncertainty", "no term of this task is a likelihood"),
         ("adaptive", "weighs 'adversarial' against others"),
     ],

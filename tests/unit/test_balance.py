@@ -390,6 +390,28 @@ def test_a_configuration_chooses():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_training_is_not_begun_that_would_end_without_a_loss(kind):
+    """After the fading there must be something left, at the last step too and not after it."""
+    fade = {"a": ScheduleConfig("fade_out", 0.5, 0.8)}
+
+    def make(other, schedules=fade, steps=10):
+        fixed = FixedBalance({"a": 30.0, "adversarial": other}, schedules, steps)
+        return choose(BalanceConfig(kind), fixed, {"a": "laplace"}, 1.0, steps)
+
+    with pytest.raises(InputError, match=r"all weights are 0 at the last of 10 steps.*schedule"):
+        make(0.0)
+    assert make(1.0) is not None
+    assert make(0.0, {"a": ScheduleConfig("fade_out", 0.5, 1.0)}) is not None
+    assert make(0.0, {"a": ScheduleConfig("fade_in", 0.0, 0.5)}) is not None
+
+
+@pytest.mark.parametrize("wrong", [{"rate": -0.1}, {"alpha": -0.1}, {"start": 2.0}, {"start": -1.0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match="expected rate >= 0, alpha >= 0, 0 <= start <= 1"):
+        choose(BalanceConfig("adaptive", **wrong), UNIT, {}, 1.0, 10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_holds_all_there_is(kind):
     def make():
         return choose(BalanceConfig(kind), UNIT, {"a": "laplace", "b": "gaussian"}, 3.0, 40)

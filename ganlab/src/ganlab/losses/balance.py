@@ -209,7 +209,10 @@ class LikelihoodBalance(_Learned):
     ) -> None:
         super().__init__(fixed)
         if not noises:
-            raise InputError("no term of this task is a likelihood; take another balance")
+            raise InputError(
+                "no term of this task is a likelihood whose noise level is left to find (that of a "
+                "VAE is found by --scale, with every balance); leave --balance.kind out"
+            )
         self.noises, self.values = dict(noises), values
         self.learned, self.rate, self.memory = learned, rate, memory
 
@@ -345,7 +348,19 @@ def choose(
         noises: which of its terms are likelihoods, and of which noise.
         values: pixels times bands behind one logit of its discriminator.
         steps: length of the training.
+
+    Raises:
+        InputError: a setting out of its range, or nothing is left to train on at the last step.
     """
+    if not (config.rate >= 0 and config.alpha >= 0 and 0 <= config.start <= 1):
+        raise InputError(f"{config}: expected rate >= 0, alpha >= 0, 0 <= start <= 1")
+    # Schedules only rise or only fall; a training must not end before its last step.
+    last = [fixed.weight(name) * fixed.factor(name, steps - 1) for name in fixed.weights]
+    if not any(last):
+        raise InputError(
+            f"all weights are 0 at the last of {steps} steps: {sorted(fixed.weights)}; give "
+            "another term a weight, or let the schedule end above 0"
+        )
     if config.kind == "fixed":
         return fixed
     if config.kind == "gradnorm":
