@@ -179,6 +179,7 @@ def coarser(path: Path, to: Path, factor: int, how: Resampling = Resampling.aver
         profile = {"crs": file.crs, "dtype": file.dtypes[0], "nodata": file.nodata}
         place = file.transform @ Affine.scale(factor)
     size = {"count": len(pixels), "height": height, "width": width, "transform": place}
+    size["photometric"] = "minisblack"  # otherwise the fourth of four byte bands is transparency
     with rasterio.open(to, "w", driver="GTiff", **profile, **size) as file:
         file.write(pixels)
     return to
