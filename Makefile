@@ -52,12 +52,13 @@ lab: install  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter lab book
 
 bench: install  ## Measure speed, memory and quality
-	@for script in $(filter-out benchmarks/evidence.py benchmarks/failures.py benchmarks/worlds.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/evidence.py benchmarks/failures.py benchmarks/systems.py benchmarks/worlds.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done
 
 evidence: install  ## Make the stored results that are missing or old (hours)
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/failures.py
+	$(BIN)/python benchmarks/systems.py
 	$(BIN)/python benchmarks/worlds.py
 
 gpu-results: install  ## The same for the results of a GPU

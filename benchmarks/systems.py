@@ -140,10 +140,11 @@ class Workplace:
             self.checks[f"{name}: not blank"] = bool(varied.any())
 
     def kept(self, made: Path, scene: Path, known: np.ndarray, bands: Any = None) -> None:
-        """Known pixels come back bit for bit, and not all others do."""
+        """Known pixels, if there are any, come back bit for bit, and not all others do."""
         new, old = _read(made), _read(scene, bands)
         same = (new == old).all(0)
-        self.checks[f"{made.name}: known pixels bit for bit"] = bool(same[known].all())
+        if known.any():
+            self.checks[f"{made.name}: known pixels bit for bit"] = bool(same[known].all())
         self.checks[f"{made.name}: others made"] = not bool(same[~known].all())
 
 

@@ -405,7 +405,9 @@ def test_a_training_is_not_begun_that_would_end_without_a_loss(kind):
     assert make(0.0, {"a": ScheduleConfig("fade_in", 0.0, 0.5)}) is not None
 
 
-@pytest.mark.parametrize("wrong", [{"rate": -0.1}, {"alpha": -0.1}, {"start": 2.0}, {"start": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rate": -0.1}, {"alpha": -0.1}, {"start": 2.0}, {"start": -1.0}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match="expected rate >= 0, alpha >= 0, 0 <= start <= 1"):
         choose(BalanceConfig("adaptive", **wrong), UNIT, {}, 1.0, 10)
