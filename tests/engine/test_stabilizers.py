@@ -224,6 +224,27 @@ def test_accuracy_is_the_share_of_patches_judged_rightly(game, expected) -> None
     assert verdict.accuracy.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("game", LOSSES)
+def test_patches_that_are_the_same_in_both_images_do_not_count(game) -> None:
+    """Two of six are sure, in the right order; the rest lies under opaque cloud, say."""
+    same = [3.0, -3.0, 0.2, 0.7]
+    logits = {0: torch.tensor([2.0, 3.0, *same]), 1: torch.tensor([-2.0, -3.0, *same])}
+
+    def accuracy(part):
+        verdict = Verdict(
+            lambda _, image: [(logits[int(image.mean())][part].view(1, 1, 1, -1), [])],
+            None,
+            torch.zeros(1, 1, 1, 6),
+            torch.ones(1, 1, 1, 6),
+            torch.ones(1, 1, 1, 6),
+        )
+        verdict.discriminator_term(LOSSES[game])
+        return verdict.accuracy.item()
+
+    assert accuracy(slice(0, 6)) == pytest.approx(1.0)
+    assert accuracy(slice(2, 6)) == pytest.approx(0.5)
+
+
 def test_history_holds_both_players_back(make) -> None:
     free, held = make(StabilizersConfig()), make(StabilizersConfig(history=1e4))
     start = [weights(p) for p in free.players.values()]

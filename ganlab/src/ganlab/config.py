@@ -548,8 +548,8 @@ class StabilizersConfig:
     gate_every: int = 10
     """Steps between decisions, each from the mean over these steps."""
     critic: int = 1
-    """Updates of the discriminator for one of the generator, each on a batch of its own: with 2, the
-    generator moves at every second step."""
+    """Updates of the discriminator for one of the generator, each on a batch of its own: with 2,
+    the generator moves at every second step."""
     diversity: Literal["none", "deviation", "discrimination"] = "none"
     """Let the discriminator see how much the samples of a batch differ: one channel of standard
     deviations (Karras et al. 2018), or learned distances (Salimans et al. 2016)."""

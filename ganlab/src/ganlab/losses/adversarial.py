@@ -124,6 +124,8 @@ class Verdict:
         seen: (condition, real, fake, valid).
         accuracy: share of patches, of both kinds, that were judged rightly (of pairs that were put
             in the right order, in games without a boundary); None before ``discriminator_term``.
+            Patches that are the same in both images, as known pixels are, do not count: nobody
+            could tell them apart. Without any other it is 1/2.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Verdict:
         """
         heads = zip(self.real, self.fake, strict=True)
         logits = [(full(real), full(fake)) for (real, _), (fake, _) in heads]
-        self.accuracy = self._mean([_rightly(loss, r.detach(), f.detach()) for r, f in logits])
+        self.accuracy = self._accuracy(loss, [(r.detach(), f.detach()) for r, f in logits])
         if not self._doubt:
             return self._mean([loss.discriminator(real, fake) for real, fake in logits])
         if loss.smoothed is None:
@@ -173,10 +175,23 @@ class Verdict:
         heads = zip(reals, self.fake, strict=True)
         return self._mean([loss.generator(real, full(fake)) for real, (fake, _) in heads])
 
+    def _accuracy(self, loss: AdversarialLoss, logits: list[tuple[Tensor, Tensor]]) -> Tensor:
+        sums = []
+        for real, fake in logits:
+            weight = self._weight(real) * (real != fake)
+            right = (_rightly(loss, real, fake) * weight).sum()
+            sums.append(torch.stack([right, weight.sum()]))
+        right, count = torch.stack(sums).sum(0)
+        return (right + 0.5e-6) / (count + 1e-6)
+
+    def _weight(self, logits: Tensor) -> Tensor:
+        """Share of measured pixels of each patch."""
+        return F.adaptive_avg_pool2d(self.seen[3], (logits.shape[-2], logits.shape[-1]))
+
     def _mean(self, maps: list[Tensor]) -> Tensor:
         means = []
         for values in maps:
-            weight = F.adaptive_avg_pool2d(self.seen[3], (values.shape[-2], values.shape[-1]))
+            weight = self._weight(values)
             means.append((values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6))
         return sum(means[1:], means[0]).mean() / len(means)
 
