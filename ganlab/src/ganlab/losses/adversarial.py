@@ -182,7 +182,8 @@ class Verdict:
             right = (_rightly(loss, real, fake) * weight).sum()
             sums.append(torch.stack([right, weight.sum()]))
         right, count = torch.stack(sums).sum(0)
-        return (right + 0.5e-6) / (count + 1e-6)
+        accuracy: Tensor = (right + 0.5e-6) / (count + 1e-6)
+        return accuracy
 
     def _weight(self, logits: Tensor) -> Tensor:
         """Share of measured pixels of each patch."""
