@@ -13,8 +13,19 @@ from ganlab.config import TrainingConfig, from_dict
 from ganlab.training.advice import ADVICE
 
 MISSED = {
-    ("cloud_layers", "vanishing_gradient"),  # a fiftieth is left, the threshold is a hundredth
-    ("vae", "blank_output"),  # a code that costs too much: one image for all, yet not a blank one
+    # A code that costs too much: one image for all, yet not a blank one.
+    *(("vae", "blank_output", seed) for seed in range(3)),
+    # With seed 1 the discriminator does not win, nor does the gradient vanish.
+    ("cloud_layers", "discriminator_overpowers", 1),
+    ("cloud_layers", "generator_overpowers", 1),
+    ("cloud_layers", "vanishing_gradient", 0),
+    ("cloud_layers", "vanishing_gradient", 1),
+    # Exploded before the third line.
+    ("cloud_layers", "exploding_gradient", 1),
+    ("cloud_layers", "exploding_gradient", 2),
+    # 96 to 100 % where the rule wants 99 % four times; a loss up by 6 to 9.7 % where it wants 10 %.
+    *(("inpainting", "discriminator_overpowers", seed) for seed in range(3)),
+    *(("inpainting", "generator_overpowers", seed) for seed in range(3)),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +61,9 @@ def test_every_stored_stream_belongs_to_a_run_of_the_script(failures: Any, resul
 
 def test_healthy_runs_are_silent(failures: Any, results: Any) -> None:
     healthy = {run: failures.named(r) for run, r in results.items() if run.kind == failures.HEALTHY}
-    assert {run.task for run in healthy} >= {*failures.FIXED_ON, "cloud_layers", "vae"}
+    assert {(run.task, run.seed) for run in healthy} == {
+        (task, seed) for task in failures.SMALL for seed in range(3)
+    }
     assert [run.name for run, kinds in healthy.items() if kinds] == []
 
 
@@ -69,8 +82,8 @@ def test_provoked_kinds_are_named_on_tasks_that_no_threshold_has_seen(
     scored = [run for run in results if run.task not in failures.FIXED_ON]
     scored = [run for run in scored if run.kind != failures.HEALTHY]
     missed = {run for run in scored if run.kind not in failures.named(results[run])}
-    assert {(run.task, run.kind) for run in missed} == MISSED
-    assert len({run.kind for run in set(scored) - missed}) >= 10
+    assert {(run.task, run.kind, run.seed) for run in missed} == MISSED
+    assert {run.kind for run in set(scored) - missed} == {*ADVICE}
 
 
 def test_what_is_not_finite_has_a_layer(results: Any) -> None:
