@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ganlab.config import from_dict
+from ganlab.config import Pix2PixConfig, from_dict
 from ganlab.training import train
 from ganlab.training.records import read_metrics
 
@@ -390,3 +390,34 @@ def test_verdict_a_likelihood_holds_what_is_copied_far_harder_than_the_hole() ->
 
 
 FILLED = ("hole", "valid")
+
+
+def test_verdict_what_holds_an_opponent_back_costs_texture_and_what_frees_it_costs_error() -> None:
+    def values(setting: str, metric: str) -> list[float]:
+        return [run["rows"]["model"][metric] for run in stored("11", "toytown", f"finer-{setting}")]
+
+    base = {metric: values("base", metric) for metric in ("L1", "gradient d.")}
+    for held in ("r1", "noise", "history", "critic"):
+        assert every(base["gradient d."], values(held, "gradient d.")), held
+    for freed in ("relativistic", "fade"):
+        assert every(values(freed, "gradient d."), base["gradient d."]), freed
+        assert every(base["L1"], values(freed, "L1")), freed
+    assert every(values("r1", "L1"), base["L1"])
+    assert values("gate-ratio", "L1") == base["L1"]
+    ran_away = [value > 2 * base["L1"][0] for value in values("wasserstein", "L1")]
+    assert sum(ran_away) == 1
+    assert max(values("wgan-gp", "L1")) < 1.5 * base["L1"][0]
+
+
+def test_verdict_instance_norm_in_the_discriminator_leaves_more_texture() -> None:
+    """The default of pix2pix follows from this."""
+    judged = [run["rows"]["model"] for run in stored("11", "toytown", "map-judge-instance")]
+    for metric, least, most in (
+        ("L1", 1.03, 1.06),
+        ("gradient d.", 0.57, 0.74),
+        ("spectrum d.", 0.87, 0.95),
+    ):
+        before = numbers("toytown", "gan", metric)
+        ratios = [row[metric] / value for row, value in zip(judged, before, strict=True)]
+        assert all(least < ratio < most for ratio in ratios), (metric, ratios)
+    assert Pix2PixConfig().discriminator.norm == "instance"
