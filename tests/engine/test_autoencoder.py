@@ -60,7 +60,7 @@ def training(**changes):
 
 def test_it_learns_without_an_opponent(run):
     lines = read_metrics(run)
-    names = {f"generator/{name}" for name in ("likelihood", "kl", "total")}
+    names = {f"generator/{name}" for name in ("likelihood", "kl", "total", "norm")}
     names |= {f"generator/weight/{name}" for name in ("likelihood", "kl")}
     assert set(lines[0]) == {"step", *names}
     for line in lines[6:]:

@@ -250,7 +250,7 @@ def test_coupled_losses_and_several_processes(tiles, tmp_path, quick, monkeypatc
         raise Enough
 
     monkeypatch.setattr(runs, "this_process", Two)
-    monkeypatch.setattr(runs, "Batches", stop)
+    monkeypatch.setattr(runs.TileStore, "verify", stop)
     training = quick(processes=2)
     for weight in (1.0, 0.0):
         config = settings("super_resolution", matching_weight=weight)

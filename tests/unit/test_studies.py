@@ -138,7 +138,7 @@ def test_named_studies_change_one_thing_of_every_task_or_say_why_not(name, task)
     assert len(set(map(str, found.values()))) == len(found)
 
 
-MIXED = {("norms", "inpainting"), ("norms", "two-stage")}
+MIXED = {("norms", "pix2pix"), ("norms", "inpainting"), ("norms", "two-stage")}
 """Their discriminators have another norm than their generators."""
 
 

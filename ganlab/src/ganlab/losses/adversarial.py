@@ -125,7 +125,7 @@ class Verdict:
         accuracy: share of patches, of both kinds, that were judged rightly (of pairs that were put
             in the right order, in games without a boundary); None before ``discriminator_term``.
             Patches that are the same in both images, as known pixels are, do not count: nobody
-            could tell them apart. Without any other it is 1/2.
+            could tell them apart. A sample without any other has 1/2.
     """
 
     def __init__(
@@ -179,10 +179,11 @@ class Verdict:
         sums = []
         for real, fake in logits:
             weight = self._weight(real) * (real != fake)
-            right = (_rightly(loss, real, fake) * weight).sum()
-            sums.append(torch.stack([right, weight.sum()]))
+            right = (_rightly(loss, real, fake) * weight).sum((1, 2, 3))
+            sums.append(torch.stack([right, weight.sum((1, 2, 3))]))
         right, count = torch.stack(sums).sum(0)
-        accuracy: Tensor = (right + 0.5e-6) / (count + 1e-6)
+        # Sample by sample, so that batches and processes add up.
+        accuracy: Tensor = ((right + 0.5e-6) / (count + 1e-6)).mean()
         return accuracy
 
     def _weight(self, logits: Tensor) -> Tensor:
