@@ -16,7 +16,8 @@ from ganlab.losses.balance import FixedBalance
 from ganlab.networks.patchgan import PatchGAN
 from ganlab.stabilize.choice import Stabilizers, prepare
 from ganlab.tasks.pix2pix import Pix2Pix
-from ganlab.training import load_task, resume, train
+from ganlab.training import checkpoints, load_task, resume, train
+from ganlab.training.updates import Updates
 
 EVERYTHING = StabilizersConfig(
     penalties=("r1", "wgan_gp"),
@@ -334,3 +335,46 @@ def test_combinations_that_cannot_work_are_named(make) -> None:
     trainer.balances = FixedBalance({"l1": 1.0}), trainer.balances[1]
     with pytest.raises(InputError, match="'adversarial' terms, and the generator has only .'l1'"):
         trainer.train_step(trainer.batches[0])
+
+
+def test_a_critic_is_measured_as_often_as_asked(make) -> None:
+    trainer = make(StabilizersConfig(critic=2), training={"steps": 8, "gradients_every": 4})
+    trainer.fit()
+    on = [line["step"] for line in trainer.lines if "generator/gradient/l1" in line]
+    assert on == [2, 6]  # lines count steps done; the generator plays at steps 1, 3, 5 and 7
+
+
+def test_a_critic_that_rests_does_not_keep_the_generator_waiting(make) -> None:
+    trainer = make(StabilizersConfig(critic=5, gate="accuracy"))
+    assert [trainer.stabilizers.open(step)[0] for step in range(5)] == [False] * 4 + [True]
+    trainer.stabilizers.gate.open = (True, False)
+    assert [trainer.stabilizers.open(step) for step in range(5)] == [(True, False)] * 5
+
+
+def test_moments_come_back_in_the_layout_of_their_weights(tmp_path, quick) -> None:
+    """As on a GPU: channels last, and one fused step that walks through memory."""
+
+    def updates():
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        made = Updates({"generator": layer}, quick(), torch.device("cpu"), 1)
+        fused = torch.optim.Adam(layer.parameters(), betas=(0.5, 0.999), fused=True)
+        made.optimizers["generator"] = fused
+        return layer, made
+
+    def step(layer, made, number):
+        torch.manual_seed(number)
+        image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+        made.begin(number)
+        made.move("generator", layer(image).square().mean(), number)
+
+    layer, made = updates()
+    for number in range(3):
+        step(layer, made, number)
+    checkpoints.save(tmp_path / "step-00000003.safetensors", {"own": made.state_dict()})
+    other, again = updates()
+    other.load_state_dict(layer.state_dict())
+    again.load_state_dict(checkpoints.load(tmp_path / "step-00000003.safetensors")["own"])
+    for pair in ((layer, made), (other, again)):
+        step(*pair, 3)
+    assert all(map(torch.equal, layer.parameters(), other.parameters()))

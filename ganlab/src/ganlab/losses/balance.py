@@ -182,8 +182,8 @@ class LikelihoodBalance(_Learned):
       al. 2018, eqs. 7 and 10), and goes to the same value more slowly.
 
     Other terms are no likelihoods: an adversarial term can be negative, and a learned scale would
-    then grow without end. They keep the weights of ``fixed``, divided by ``values``: how many
-    values of the image one of their judgements is about.
+    then fall to 0, its weight grow without end. They keep the weights of ``fixed``, divided by
+    ``values``: how many values of the image one of their judgements is about.
 
     Args:
         fixed: weights of the other terms; its schedules apply to all.
@@ -231,7 +231,8 @@ class LikelihoodBalance(_Learned):
     def _precision(self, name: str, term: Tensor) -> Tensor:
         """What a unit of the error costs; then the scale moves on."""
         error = self.reduce(term.detach().float()).clamp(min=1e-8)
-        log_error = self.numbers.get(name, error.log())
+        # Out of a checkpoint they come on the CPU.
+        log_error = self.numbers.get(name, error.log()).to(error)
         if self.learned:
             # The derivative of error / scale + ln(scale) by ln(scale).
             pull = error * torch.exp(-log_error) - 1

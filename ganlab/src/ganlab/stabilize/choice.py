@@ -122,7 +122,8 @@ class Stabilizers:
     def open(self, step: int) -> tuple[bool, bool]:
         """Whether (generator, discriminator) are updated in one step."""
         generator, discriminator = (True, True) if self.gate is None else self.gate.open
-        return generator and (step + 1) % max(self.config.critic, 1) == 0, discriminator
+        due = (step + 1) % max(self.config.critic, 1) == 0 or not discriminator
+        return generator and due, discriminator
 
     def shown(self, seen: Seen, step: int, learns: bool) -> Seen:
         """What a discriminator is shown: partly of the past if it learns from it, and noisy."""

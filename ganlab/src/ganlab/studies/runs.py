@@ -214,7 +214,9 @@ def table(outcome: Outcome) -> str:
             if c.verdict == "baseline":
                 cells += f"{'':32}{c.cost:4.2f}  baseline"
             else:
-                change, *ends = (f"{x / abs(c.scale):+.1%}" for x in (c.difference, *c.interval))
+                change, *ends = (
+                    f"{x / (abs(c.scale) or math.nan):+.1%}" for x in (c.difference, *c.interval)
+                )
                 cells += f"{change:>9}   {' to '.join(ends):<20}{c.cost:4.2f}  {c.verdict}"
             lost = (f"seed {seed} diverged at step {step}" for seed, step in c.diverged.items())
             lines.append("; ".join((cells, *lost)))

@@ -232,7 +232,8 @@ def _fit(
 
     trainer = start()
     task = trainer.task
-    if task.batch_coupled and config.processes > 1:
+    coupled = task.batch_coupled or config.stabilizers.diversity != "none"
+    if coupled and config.processes > 1:
         warnings.warn(
             "a loss of this task couples the samples of a batch; each of the "
             f"{config.processes} processes sees only its own share of it",
@@ -247,8 +248,9 @@ def _fit(
         replace_text(run / "config.json", json.dumps(about, indent=1))
     except OSError as error:
         raise InputError(f"cannot write the run directory {run}: {error}") from error
-    for leftover in run.rglob("*.tmp"):
-        leftover.unlink()
+    for name in ("*.json", "*.jsonl", "checkpoints/step-*.safetensors"):  # no files of others
+        for leftover in run.glob(f"{name}.tmp"):
+            leftover.unlink(missing_ok=True)
     (run / FAILURE).unlink(missing_ok=True)
     shown = split.validation if len(split.validation) else split.train
     with closing(Records(run, trainer.step, config.tensorboard)) as records:

@@ -140,7 +140,9 @@ class Trainer:
             terms = task.generator_losses(batch, out, self._verdict(batch, out))
         if plays:
             total, weights = self.balances[0](terms, task.last_layer, self.step)
-            if config.gradients_every and self.step % config.gradients_every == 0:
+            # The first of the generator's steps from there on: a critic takes the others.
+            due = config.gradients_every and self.step % config.gradients_every
+            if config.gradients_every and due < config.stabilizers.critic:
                 weighted = {f"generator/gradient/{n}": weights[n] * t for n, t in terms.items()}
                 layer, scale = task.last_layer, self.scaler.scale
                 self._meter.add(gradient_norms(weighted, layer, self._mean, scale))
@@ -260,7 +262,8 @@ class Trainer:
         for balance, values in zip(self.balances, state["balances"], strict=True):
             if balance is not None:
                 balance.load_state_dict(values)
-        self.stabilizers.load_state_dict(state["stabilizers"])
+        if "stabilizers" in state:  # which the oldest checkpoints know nothing of
+            self.stabilizers.load_state_dict(state["stabilizers"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.updates.load_state_dict(state)

@@ -82,4 +82,9 @@ class Updates:
         """Return to a state given by ``state_dict``."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            # Checkpoints are contiguous; a fused step needs moments laid out like their weights.
+            for weight, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    if key != "step":
+                        moments[key] = torch.empty_like(weight).detach().copy_(value)
         self.scaler.load_state_dict(state["scaler"])

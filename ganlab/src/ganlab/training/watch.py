@@ -109,19 +109,19 @@ def _measure(task: Task, batch: Batch) -> Tensors:
     apart = _apart(true, counted)
     seen = {
         "error/train": _error(made, true, counted),
-        "contrast": (_variance(made, counted) / _variance(true, counted)).sqrt(),
-        "diversity": _apart(made, counted) / apart,
+        "contrast": _over(_variance(made, counted), _variance(true, counted)).sqrt(),
+        "diversity": _over(_apart(made, counted), apart),
     }
     if min(true.shape[-2:]) > 8:
         floor = SMOOTH * _variance(true, counted)
         energy = [metrics.checkerboard(image, counted).nanmean() + floor for image in (made, true)]
-        seen["checkerboard"] = energy[0] / energy[1]
+        seen["checkerboard"] = _over(*energy)
     if task.noise:
         other, _, _ = _made(task, batch, 1)
-        seen["variety"] = _mean((made - other).abs(), counted) / apart
+        seen["variety"] = _over(_mean((made - other).abs(), counted), apart)
     samples = task.imagine(batch, 0)
     if samples is not None:
-        seen["imagined"] = _apart(samples, counted) / apart
+        seen["imagined"] = _over(_apart(samples, counted), apart)
     return seen
 
 
@@ -141,7 +141,12 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 def _error(made: Tensor, true: Tensor, counted: Tensor) -> Tensor:
     weights = counted.sum().clamp(min=1)
     colour = (true * counted).sum((0, 2, 3), keepdim=True) / weights
-    return _mean((made - true).abs(), counted) / _mean((true - colour).abs(), counted)
+    return _over(_mean((made - true).abs(), counted), _mean((true - colour).abs(), counted))
+
+
+def _over(value: Tensor, truth: Tensor) -> Tensor:
+    """Their ratio; NaN, which is left out, where the truth is flat and nothing can be compared."""
+    return torch.where(truth > 0, value / truth, torch.nan)
 
 
 def _variance(image: Tensor, counted: Tensor) -> Tensor:
