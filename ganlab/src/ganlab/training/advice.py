@@ -59,7 +59,7 @@ ADVICE: dict[str, tuple[str, str, int]] = {
     "mode_collapse": (
         "The generator gives nearly the same answer to different questions.",
         "Check that its inputs differ, raise the weight of the reconstruction, or set "
-        "stabilizers.diversity to deviation and stabilizers.replay.",
+        "stabilizers.diversity to deviation and stabilizers.replay; for a vae lower beta.",
         12,
     ),
     "oscillation": (
@@ -83,7 +83,8 @@ ADVICE: dict[str, tuple[str, str, int]] = {
     "checkerboard": (
         "Up-sampling leaves its grid in the image: neighbouring pixels are made by different "
         "weights.",
-        "Set generator.up to resize (enlarge to subpixel or resize), or train longer.",
+        "Set generator.up to resize (enlarge to subpixel or resize; to fill holes, another "
+        "generator.layer than dcgan), or train longer.",
         5,
     ),
     "over_fitting": (
