@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence import _code, _git, _hardware, versions
+from evidence import provenance, write
 from failures import KINDS, TRAINING, WORK, Run, named, provoke, stream, tiles
 from failures import RESULTS as FAILURES
 from PIL import Image
@@ -96,18 +96,13 @@ def make(kind: str) -> None:
             "task": to_dict(task),
             "training": to_dict(training),
             "fault": None,
-            "code": _code(),
-            "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": versions(),
-            "hardware": _hardware("cpu"),
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.process_time() - begin, 1),
+            **provenance(time.process_time() - begin),
         },
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     runs = [] if failure else [failed]
     Image.fromarray(drawn(kind, [*runs, cured])).save(path(kind).with_suffix(".png"))
-    path(kind).write_text(json.dumps(result) + "\n")
+    write(path(kind), result, indent=None)
     for folder in (failed, cured):
         shutil.rmtree(folder)
 

@@ -697,18 +697,10 @@ def make(run: Run) -> dict[str, Any]:
         "provenance": {
             "task": to_dict(run.task),
             "training": to_dict(run.training),
-            "code": _code(),
-            "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": versions(),
-            "hardware": _hardware(device),
-            "threads": torch.get_num_threads(),
-            "seconds": round(trained, 1),
+            **provenance(trained, device),
         },
     }
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = run.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, run.path)
+    write(run.path, result)
     panels = sorted((folder / "samples").glob("*.png"))
     if panels and run.training.seed == 0:
         shutil.copy(panels[-1], run.path.with_suffix(".png"))
@@ -725,13 +717,28 @@ def _imagined(folder: Path, path: Path) -> None:
         Image.fromarray(panel(rows)).save(path)
 
 
-def versions() -> dict[str, str]:
-    """Of what made a result."""
+def provenance(seconds: float, device: str = "cpu") -> dict[str, Any]:
+    """From which code, where, and in what time a result comes."""
     return {
-        "ganlab": ganlab.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "code": _code(),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "versions": {
+            "ganlab": ganlab.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "hardware": _hardware(device),
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
     }
+
+
+def write(path: Path, result: dict[str, Any], indent: int | None = 1) -> None:
+    """Store a result at once: a killed process leaves the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=indent) + "\n")
+    os.replace(temporary, path)
 
 
 def _code(part: str = "") -> str:

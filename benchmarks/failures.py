@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import _code, _git, _hardware, versions
+from evidence import provenance, write
 from torch import nn
 
 from ganlab.config import (
@@ -330,18 +330,10 @@ def make(run: Run) -> dict[str, Any]:
             "task": to_dict(task),
             "training": to_dict(replace(training, seed=run.seed)),
             "fault": fault.__name__ if fault else None,
-            "code": _code(),
-            "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": versions(),
-            "hardware": _hardware("cpu"),
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.process_time() - begin, 1),
+            **provenance(time.process_time() - begin),
         },
     }
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = run.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result) + "\n")
-    temporary.replace(run.path)
+    write(run.path, result, indent=None)
     shutil.rmtree(WORK / run.name)
     return result
 

@@ -10,7 +10,6 @@ rows again.
 
 import argparse
 import dataclasses
-import json
 import math
 import tempfile
 import time
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evidence import ROOT, _code, _git, _hardware, versions
+from evidence import ROOT, provenance, write
 
 from ganlab.config import (
     CloudLayersConfig,
@@ -180,15 +179,10 @@ def main() -> None:
         "provenance": {
             "task": {name: to_dict(task) for name, task in TASKS.items()},
             "training": to_dict(TRAINING),
-            "code": _code(),
-            "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": versions(),
-            "hardware": _hardware("cpu"),
-            "seconds": round(time.perf_counter() - begin, 1),
+            **provenance(time.perf_counter() - begin),
         },
     }
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text(json.dumps(result, indent=1) + "\n")
+    write(TABLE, result)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import numpy as np
 import rasterio
 import torch
 from affine import Affine
-from evidence import ROOT, _code, _git, _hardware, versions
+from evidence import ROOT, provenance, write
 from rasterio.enums import Resampling
 
 from ganlab.clouds import thickness
@@ -410,12 +410,7 @@ def make(name: str, data: Path, steps: int | None = None) -> dict[str, Any]:
         "provenance": {
             "task": {run: about["settings"] for run, about in runs.items()},
             "training": {run: about["training"] for run, about in runs.items()},
-            "code": _code(),
-            "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": versions(),
-            "hardware": _hardware("cpu"),
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.perf_counter() - begin, 1),
+            **provenance(time.perf_counter() - begin),
         },
     }
 
@@ -471,10 +466,7 @@ def main() -> None:
             print(name, flush=True)
             results[name] = make(name, Path(data), 10 if options.quick else None)
             if not options.quick:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(results[name], indent=1) + "\n")
-                temporary.replace(path)
+                write(path, results[name])
         else:
             results[name] = json.loads(path.read_text())
     print(table(results))

@@ -11,17 +11,14 @@ of one core each.
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import _code, _git, _hardware
+from evidence import _code, provenance, write
 
-import ganlab
 from ganlab.losses.adversarial import Penalty
 from ganlab.mixtures import Mixture, PlayConfig, coverage, play, ring
 from ganlab.stabilize.penalties import R1, R2
@@ -117,23 +114,11 @@ def make(run: Run) -> dict[str, Any]:
         "provenance": {
             "task": {"mixture": run.mixture, "std": mixture.std, "penalties": run.weights},
             "training": dataclasses.asdict(run.config),
-            "code": _code(),
-            "commit": _git("rev-parse", "--short", "HEAD"),
-            "versions": {
-                "ganlab": ganlab.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "hardware": _hardware("cpu"),
-            "threads": torch.get_num_threads(),
-            "seconds": round(seconds, 1),
+            **provenance(seconds),
             "core_seconds_each_seed": round(used / len(SEEDS), 1),
         },
     }
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = run.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, run.path)
+    write(run.path, result)
     return result
 
 
