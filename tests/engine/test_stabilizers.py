@@ -103,6 +103,29 @@ def test_penalties_of_the_configuration_are_added_with_their_weight(make) -> Non
         assert not on or line["discriminator/r1"] > 0 < line["discriminator/r2"]
 
 
+def test_penalties_come_at_every_so_many_updates_not_steps(make) -> None:
+    """A discriminator that rests at every second step would else be held twice as hard."""
+    chosen = StabilizersConfig(penalties=("r1",), penalty_every=2, gate="accuracy", gate_every=1000)
+
+    def penalized(trainer, steps):
+        found = []
+        for step in steps:
+            trainer.stabilizers.gate.open = (True, step % 2 == 0)
+            trainer.train_step(trainer.batches[step])
+            found += [step] * ("discriminator/r1" in trainer._meter.means())
+        return found
+
+    trainer, again, old = make(chosen), make(chosen), make(chosen)
+    assert penalized(trainer, range(2)) == [0]
+    state = trainer.state_dict()
+    again.load_state_dict(state)
+    assert penalized(trainer, range(2, 12)) == penalized(again, range(2, 12)) == [4, 8]
+    # Checkpoints of before went by steps, and so do trainings that go on from them.
+    del state["stabilizers"]["judged"]
+    old.load_state_dict(state)
+    assert penalized(old, range(2, 12)) == [2, 6, 10]
+
+
 def test_a_critic_is_updated_more_often(make) -> None:
     trainer = make(StabilizersConfig(critic=3))
     for step in range(6):

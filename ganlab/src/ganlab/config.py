@@ -525,7 +525,8 @@ class StabilizersConfig:
     penalty_weight: float = 1.0
     """Their weight: gamma of r1 and r2, lambda of the others."""
     penalty_every: int = 1
-    """Steps between penalties, each of which then counts so many times (Karras et al. 2020)."""
+    """Updates of the discriminator from one penalty to the next, which then counts so many times
+    (Karras et al. 2020)."""
     penalty_step: float = 0.0
     """Width of finite differences, in network units; 0 takes exact gradients, which need the
     discriminator to be differentiated twice."""

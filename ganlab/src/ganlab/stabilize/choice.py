@@ -77,6 +77,7 @@ class Stabilizers:
         penalties: terms of the discriminator's loss that need images.
         regularizers: terms of each player's loss that need its weights alone.
         gate: decides who rests, or None.
+        judged: how often the discriminator was updated.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Stabilizers:
         steps: int = 1,
         processes: int = 1,
     ) -> None:
-        self.config, self.steps = config, steps
+        self.config, self.steps, self.judged = config, steps, 0
         self.penalties: list[Penalty] = []
         self.regularizers: dict[str, list[Regularizer]] = {"generator": [], "discriminator": []}
         self._averages: dict[str, HistoricalAverage] = {}
@@ -166,6 +167,7 @@ class Stabilizers:
 
     def updated(self, player: str) -> None:
         """Note that a player's weights have moved."""
+        self.judged += player == "discriminator"
         if player in self._averages:
             self._averages[player].update()
 
@@ -176,10 +178,12 @@ class Stabilizers:
             "regularizers": terms,
             "replay": self.replay and self.replay.state_dict(),
             "gate": self.gate and self.gate.state_dict(),
+            "judged": self.judged,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Return to a state given by ``state_dict``."""
+        """Return to a state given by ``state_dict``; older ones leave ``judged`` as it is."""
+        self.judged = state.get("judged", self.judged)
         for name, terms in self.regularizers.items():
             for term, values in zip(terms, state["regularizers"][name], strict=True):
                 term.load_state_dict(values)

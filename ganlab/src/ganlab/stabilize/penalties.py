@@ -34,7 +34,8 @@ class _Penalty:
 
     Args:
         weight: what the term is multiplied by, with ``every``; at least 0.
-        every: steps from one to the next (lazy regularization, Karras et al. 2020, appendix B).
+        every: updates of the discriminator from one to the next (lazy regularization, Karras et al.
+            2020, appendix B).
         step: 0 takes the gradient by autograd, which needs a discriminator that can be
             differentiated twice. Above 0 it is the step s, in network units, of the slope in one
             random direction, ``(D(x + s e) - D(x - s e)) / 2s`` with e from N(0, I): two passes and

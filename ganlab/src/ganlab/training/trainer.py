@@ -172,7 +172,7 @@ class Trainer:
         total, weights = balance(terms, None, self.step)
         extra: dict[str, Tensor] = {}
         for penalty in self.penalties:
-            if self.step % penalty.every == 0:
+            if self.stabilizers.judged % penalty.every == 0:
                 # forward, not the compiled call: compiled graphs have no double backward.
                 extra[penalty.name] = penalty(discriminator.forward, *verdict.seen[:3])
                 total = total + penalty.every * penalty.weight * extra[penalty.name]
@@ -262,7 +262,8 @@ class Trainer:
         for balance, values in zip(self.balances, state["balances"], strict=True):
             if balance is not None:
                 balance.load_state_dict(values)
-        if "stabilizers" in state:  # which the oldest checkpoints know nothing of
+        self.stabilizers.judged = self.step  # in older checkpoints, of which the oldest know less
+        if "stabilizers" in state:
             self.stabilizers.load_state_dict(state["stabilizers"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
