@@ -260,21 +260,28 @@ def test_the_command_prints_all_there_is_to_say(lazy, tmp_path, capsys):
     assert capsys.readouterr().out == "nothing noticed\n"
 
 
-def test_resume_goes_on_with_the_same_lines_and_repeats_nothing(
+def test_resume_goes_on_with_the_same_lines_and_tells_what_lies_ahead_anew(
     lazy, tiles, tmp_path, tiny_task, quick_training, same_runs
 ):
     run, _ = lazy
-    short = dataclasses.replace(quick_training, steps=130)
+    short, other = dataclasses.replace(quick_training, steps=130), tmp_path / "run"
+    findings = other / "findings.jsonl"
+    other.mkdir()  # what is left of a run that failed before its first checkpoint
+    findings.write_text('{"step": 120, "kind": "flat_reconstruction"}\n')
     with pytest.warns(UserWarning, match="flat_reconstruction"):
-        other = train(tiny_task, tiles, tmp_path / "run", short)
-    for path in (other / "checkpoints").glob("*130*"):
-        path.unlink()  # as if it had been killed: back to step 70
+        train(tiny_task, tiles, other, short)
+    told = findings.read_text()
+    findings.write_text(told + '{"step": 130, "ki')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        resume(other)
+    assert findings.read_text() == told
+    for path in (other / "checkpoints").glob("*130*"):
+        path.unlink()  # as if it had been killed: back to step 70
+    with pytest.warns(UserWarning, match="flat_reconstruction"):
         resume(other, steps=140)
     same_runs(run, other)
-    told = [(folder / "findings.jsonl").read_text() for folder in (run, other)]
-    assert told[0] == told[1]
+    assert findings.read_text() == (run / "findings.jsonl").read_text()
 
 
 def test_nothing_is_looked_at_if_not_wanted(tiles, tmp_path, tiny_task, quick_training):

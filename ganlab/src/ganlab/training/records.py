@@ -22,6 +22,7 @@ PALETTE = (
     (240, 228, 66), (204, 121, 167), (86, 180, 233), (230, 159, 0), (0, 0, 0),
 )  # fmt: skip
 """Colours of classes in panels: Okabe and Ito's, told apart by colour-blind readers too."""
+FINDINGS = "findings.jsonl"
 
 
 class Meter:
@@ -68,9 +69,10 @@ class Records:
 
     def __init__(self, folder: Path, after: int = 0, tensorboard: bool | None = None) -> None:
         self.folder, self._lines = folder, folder / "metrics.jsonl"
-        if self._lines.exists():
-            kept = [line for line in read_metrics(folder) if line["step"] <= after]
-            replace_text(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in (self._lines, folder / FINDINGS):
+            if path.exists():
+                kept = [line for line in read_lines(path) if line["step"] <= after]
+                replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         installed = importlib.util.find_spec("tensorboard") is not None
         if tensorboard and not installed:
             raise InputError("no TensorBoard here: pip install tensorboard, or leave it out")

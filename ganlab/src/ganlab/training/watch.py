@@ -16,9 +16,8 @@ from ganlab import metrics
 from ganlab.data.batches import Batch
 from ganlab.tasks.base import Task, Tensors, fitted
 from ganlab.training.monitor import diagnose
-from ganlab.training.records import read_lines
+from ganlab.training.records import FINDINGS, read_lines
 
-FINDINGS = "findings.jsonl"
 SMOOTH = 1e-4
 """Checkerboards below this share of the truth's variance do not count: nobody sees them, and the
 ratio to a truth that has none means nothing."""
