@@ -26,7 +26,7 @@ from ganlab.metrics import checkerboard
 from ganlab.tasks.pix2pix import Pix2Pix
 from ganlab.tasks.super_resolution import SuperResolution
 from ganlab.tasks.vae import GaussianVAE
-from ganlab.training import checkpoints, resume, train
+from ganlab.training import checkpoints, resume, runs, train
 from ganlab.training.records import read_lines, read_metrics
 from ganlab.training.runs import doctor
 from ganlab.training.watch import first_bad, look
@@ -304,6 +304,29 @@ def test_a_failure_is_told_with_its_place(tiles, tmp_path, tiny_task, quick_trai
     assert finding.kind == "non_finite"
     assert finding.steps == (failure["step"],) * 2
     assert failure["place"] in finding.evidence
+
+
+def test_a_search_that_breaks_off_does_not_hide_the_failure(
+    tiles, tmp_path, tiny_task, quick_training, monkeypatch
+):
+    def full(*_):
+        raise torch.OutOfMemoryError("no room for a second training")
+
+    monkeypatch.setattr(runs, "first_bad", full)
+    config = dataclasses.replace(quick_training, generator_lr=1e30, log_every=3)
+    failed = pytest.raises(TrainingFailed, match="infinite or NaN at step")
+    with failed, pytest.warns(UserWarning, match="ended by OutOfMemoryError.'no room for"):
+        train(tiny_task, tiles, tmp_path / "run", config)
+    (finding,) = doctor(tmp_path / "run")
+    assert finding.kind == "non_finite"
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 3, "pl', "[]", '{"step": 3}'])
+def test_a_damaged_failure_is_named(lazy, tmp_path, text):
+    shutil.copytree(lazy[0], tmp_path / "run")
+    (tmp_path / "run" / "failure.json").write_text(text)
+    with pytest.raises(InputError, match=r"failure\.json.*; remove it, and resume the run to see"):
+        doctor(tmp_path / "run")
 
 
 def test_the_doctor_asks_for_a_run(tmp_path):

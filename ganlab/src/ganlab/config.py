@@ -8,9 +8,12 @@ rasterio, which keeps the command line quick.
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from ganlab.errors import InputError
 
 Norm = Literal["batch", "instance", "channel", "none"]
 Up = Literal["transposed", "resize", "subpixel"]
@@ -731,3 +734,19 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
         elif declared is Path or (declared == Path | None and value is not None):
             arguments[name] = Path(value)
     return kind(**arguments)
+
+
+def read_json(path: Path, needs: Sequence[str], cure: str) -> dict[str, Any]:
+    """A JSON object out of a file.
+
+    Raises:
+        InputError: it cannot be read, or lacks one of the names that it ``needs``; the message
+            ends with the ``cure``.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; {cure}") from error
+    if not isinstance(found, dict) or not found.keys() >= set(needs):
+        raise InputError(f"{path} is damaged: expected {', '.join(needs)} in it; {cure}")
+    return found

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ganlab import __version__
-from ganlab.config import TrainingConfig, from_dict, to_dict
+from ganlab.config import TrainingConfig, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
 from ganlab.errors import InputError, TrainingFailed
@@ -272,12 +272,17 @@ def _fit(
         try:
             trainer.fit()
         except TrainingFailed as failure:
-            place = None if processes.num_processes > 1 else _first_bad(run, start, trainer.step)
+            place = None
+            try:
+                if processes.num_processes == 1:
+                    place = _first_bad(start, trainer.step)
+            except Exception as error:  # out of memory, say; the failure matters more
+                warnings.warn(f"the search for its first place ended by {error!r}", stacklevel=2)
             raise _told(run, failure, place) from failure
     return run
 
 
-def _first_bad(run: Path, start: Callable[[], Trainer], reached: int) -> str | None:
+def _first_bad(start: Callable[[], Trainer], reached: int) -> str | None:
     """Train once more from the last good checkpoint, now looking at every layer."""
     trainer = start()
     suspect = reached - trainer.config.log_every
@@ -307,12 +312,13 @@ def doctor(run: Path | str) -> list[Finding]:
     """What went wrong in a run, finished or not; see :func:`ganlab.training.monitor.diagnose`.
 
     Raises:
-        InputError: no run directory.
+        InputError: no run directory, or a damaged file in it.
     """
     folder = run_directory(Path(run))
     read_config(folder)
-    path = folder / FAILURE
-    return diagnose(read_metrics(folder), json.loads(path.read_text()) if path.exists() else None)
+    path, cure = folder / FAILURE, "remove it, and resume the run to see it fail again"
+    failure = read_json(path, ("step", "place"), cure) if path.exists() else None
+    return diagnose(read_metrics(folder), failure)
 
 
 def _spread(tiles: Tiles, count: int) -> Tiles:
