@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganlab.config import (
     FeaturesConfig,
@@ -89,6 +90,22 @@ def test_labels_enter_and_leave_unchanged(seed):
     assert stored.dtype == np.uint8
     assert np.array_equal(stored, labels.numpy())
     assert (field.enter(torch.full((1, 1, 2, 2), 7)) == -1).all()
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses tensors made of Python numbers, which a device waits for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not func.overloadpacket.__name__.startswith("lift_fresh")
+        return func(*args, **(kwargs or {}))
+
+
+def test_classes_enter_without_a_copy_to_the_device():
+    field = Field(SOURCES["label"], None)
+    with NoCopies():
+        with pytest.raises(AssertionError):
+            torch.tensor([0, 1])
+        field.enter(torch.zeros(2, 1, 8, 8, dtype=torch.int64))
 
 
 def test_images_enter_as_they_are_and_leave_in_stored_units():

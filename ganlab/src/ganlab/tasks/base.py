@@ -54,8 +54,8 @@ class Field:
         """
         if self.source.kind != "label":
             return value
-        classes = torch.tensor(self.source.classes, device=value.device).view(1, -1, 1, 1)
-        return (value == classes).float() * 2 - 1
+        # By numbers, as a tensor of the classes would be copied to the device at every step.
+        return torch.cat([value == known for known in self.source.classes], 1).float() * 2 - 1
 
     def leave(self, value: Tensor) -> npt.NDArray[Any]:
         """Network channels ``(B, channels, H, W)`` to stored units: the inverse of ``enter``."""
