@@ -231,6 +231,7 @@ def test_without_opponent_there_is_nothing_to_adapt(tiles, tmp_path, quick, tiny
     alone = tiny(adversarial_weight=0.0)
     with pytest.raises(InputError, match="weighs 'adversarial' against others; found \\['l1'\\]"):
         train(alone, tiles, tmp_path / "run", quick(balance=BalanceConfig("adaptive")))
+    assert not (tmp_path / "run").exists()
     config = quick(steps=2, balance=BalanceConfig("derived"))
     lines = read_metrics(train(alone, tiles, tmp_path / "derived", config))
     assert lines[0]["generator/total"] == pytest.approx(1)

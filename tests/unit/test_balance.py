@@ -374,7 +374,7 @@ def test_the_adaptive_weight_needs_a_game_and_something_beside_it(terms):
 
 
 def test_a_configuration_chooses():
-    fixed, noises = FixedBalance({"a": 1.0}), {"a": "laplace"}
+    fixed, noises = FixedBalance({"a": 1.0, "adversarial": 1.0}), {"a": "laplace"}
     made = {
         kind: choose(BalanceConfig(kind, 0.3, 0.7, 0.25), fixed, noises, 12.0, 50) for kind in KINDS
     }
@@ -400,9 +400,17 @@ def test_a_training_is_not_begun_that_would_end_without_a_loss(kind):
 
     with pytest.raises(InputError, match=r"all weights are 0 at the last of 10 steps.*schedule"):
         make(0.0)
-    assert make(1.0) is not None
-    assert make(0.0, {"a": ScheduleConfig("fade_out", 0.5, 1.0)}) is not None
-    assert make(0.0, {"a": ScheduleConfig("fade_in", 0.0, 0.5)}) is not None
+    game = float(kind == "adaptive")  # which needs both
+    assert make(game, {"a": ScheduleConfig("fade_out", 0.5, 1.0)}) is not None
+    assert make(game, {"a": ScheduleConfig("fade_in", 0.0, 0.5)}) is not None
+    if kind != "adaptive":
+        assert make(1.0) is not None
+        return
+    alone = r"balance.kind adaptive .*; found \['adversarial'\] at the last of 10 steps: .*"
+    with pytest.raises(InputError, match=alone + "reconstruction_schedule end above 0"):
+        make(1.0)
+    with pytest.raises(InputError, match=r"balance.kind adaptive .*; found \['a'\]"):
+        make(0.0, {})
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,8 @@ class LikelihoodBalance(_Learned):
       al. 2018, eqs. 7 and 10), and goes to the same value more slowly.
 
     Other terms are no likelihoods: an adversarial term can be negative, and a learned scale would
-    then fall to 0, its weight grow without end. They keep the weights of ``fixed``, divided by
-    ``values``: how many values of the image one of their judgements is about.
+    then fall to 0, its weight grow without end. They keep the weights of ``fixed``, and so their
+    proportions, divided by ``values``: how many values of the image one judgement is about.
 
     Args:
         fixed: weights of the other terms; its schedules apply to all.
@@ -356,8 +356,8 @@ def choose(
     if not (config.rate >= 0 and config.alpha >= 0 and 0 <= config.start <= 1):
         raise InputError(f"{config}: expected rate >= 0, alpha >= 0, 0 <= start <= 1")
     # Schedules only rise or only fall; a training must not end before its last step.
-    last = [fixed.weight(name) * fixed.factor(name, steps - 1) for name in fixed.weights]
-    if not any(last):
+    left = [n for n, weight in fixed.weights.items() if weight * fixed.factor(n, steps - 1)]
+    if not left:
         raise InputError(
             f"all weights are 0 at the last of {steps} steps: {sorted(fixed.weights)}; give "
             "another term a weight, or let the schedule end above 0"
@@ -367,6 +367,12 @@ def choose(
     if config.kind == "gradnorm":
         return GradNormBalance(fixed, alpha=config.alpha, rate=config.rate)
     if config.kind == "adaptive":
+        if not fixed.weights.get(ADVERSARIAL) or left == [ADVERSARIAL]:
+            raise InputError(
+                f"balance.kind adaptive weighs {ADVERSARIAL!r} against others; found {left} at the "
+                f"last of {steps} steps: give both a weight, and let a reconstruction_schedule end "
+                "above 0, or take another balance"
+            )
         return AdaptiveBalance(fixed, start=round(config.start * steps))
     learned = config.kind == "uncertainty"
     return LikelihoodBalance(fixed, noises, values=values, learned=learned, rate=config.rate)
