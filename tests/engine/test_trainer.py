@@ -12,11 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ganlab.config import (
+    InpaintingConfig,
     PatchGANConfig,
     Pix2PixConfig,
     ScalingConfig,
     ScheduleConfig,
     SplitConfig,
+    StabilizersConfig,
+    SuperResolutionConfig,
     TrainingConfig,
     UNetConfig,
     from_dict,
@@ -416,6 +419,31 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+HINGE = Pix2PixConfig(
+    adversarial="hinge",
+    generator=UNetConfig(width=4, depth=3),
+    discriminator=PatchGANConfig(width=4, layers=1),
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "stabilizers", "message"),
+    [
+        (SuperResolutionConfig(factor=32), {}, "16 x 16 pixels does not divide into cells of 32"),
+        (InpaintingConfig(), {}, "too small for a PatchGAN of 3 layers"),
+        (HINGE, {"smoothing": 0.1}, "has no labels to smooth"),
+        (HINGE, {"replay": 3}, "replay 3 with batch_size 4"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tiles, tmp_path, quick, task, stabilizers, message
+):
+    config = quick(stabilizers=StabilizersConfig(**stabilizers))
+    with pytest.raises(InputError, match=message):
+        train(task, tiles, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_tasks_and_folders_are_refused(tiles, tmp_path, quick, tiny, run):
     with pytest.raises(InputError, match="UNetConfig configures no task; tasks: .*'pix2pix'"):
         train(UNetConfig(), tiles, tmp_path / "run", quick())
@@ -527,9 +555,15 @@ def test_what_does_not_fit_the_donor_is_refused(run, tiles, tile_town, tmp_path,
         with pytest.raises(InputError, match="bands, dtype and classes must be the same"):
             train(tiny(), store, tmp_path / "run", quick(), init=run)
     wide = tiny(generator=UNetConfig(width=8, depth=3))
-    with pytest.raises(InputError, match="another shape.*size mismatch for") as caught:
+    same = "another shape.*size mismatch for.* others: generator.width is 4 there and 8 here; give"
+    with pytest.raises(InputError, match=same) as caught:
         train(wide, tiles, tmp_path / "run", quick(), init=run)
     assert "\n" not in str(caught.value)
+    for name, value in (("spectral", "normalization"), ("diversity", "deviation")):
+        config = quick(steps=1, stabilizers=StabilizersConfig(**{name: value}))
+        changed = f"others: stabilizers.{name} is none there and {value} here; give the same"
+        with pytest.raises(InputError, match=changed):
+            train(tiny(), tiles, tmp_path / "run", config, init=run)
     with pytest.raises(InputError, match="not a run directory"):
         train(tiny(), tiles, tmp_path / "run", quick(), init=tmp_path)
     assert not (tmp_path / "run").exists()

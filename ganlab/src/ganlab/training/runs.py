@@ -13,7 +13,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from ganlab.config import TrainingConfig, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
 from ganlab.errors import InputError, TrainingFailed
+from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import schedule
 from ganlab.stabilize.choice import prepare
 from ganlab.tasks import TASKS
@@ -224,7 +225,7 @@ def _fit(
         torch.manual_seed(config.seed)
         task, found = _untrained(about), checkpoints.all_in(run / "checkpoints")
         if init is not None and not found:
-            _copy_weights(Path(init), task)
+            _copy_weights(Path(init), task, about)
         trainer = Trainer(task, batches, config, run, device=device)
         if found:
             trainer.load_state_dict(checkpoints.load(found[-1]))
@@ -243,6 +244,7 @@ def _fit(
         trainer.fit()
         return run
     store.verify()
+    _rehearse(trainer)
     try:
         run.mkdir(parents=True, exist_ok=True)
         replace_text(run / "config.json", json.dumps(about, indent=1))
@@ -280,6 +282,26 @@ def _fit(
                 warnings.warn(f"the search for its first place ended by {error!r}", stacklevel=2)
             raise _told(run, failure, place) from failure
     return run
+
+
+def _rehearse(trainer: Trainer) -> None:
+    """Compute every term once, so that what cannot be trained is refused; changes nothing."""
+    task, batch = trainer.task.eval(), trainer.batches[trainer.step]
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        batch = task.prepare(batch)
+        out, verdict = task.generate(batch), None
+        if task.discriminator is not None:
+            condition, real, fake = task.judged(batch, out)
+            verdict = Verdict(
+                task.discriminator,
+                condition,
+                real,
+                fake,
+                batch["valid"],
+                trainer.config.stabilizers.smoothing,
+            )
+            task.discriminator_losses(batch, out, verdict)
+        task.generator_losses(batch, out, verdict)
 
 
 def _first_bad(start: Callable[[], Trainer], reached: int) -> str | None:
@@ -359,7 +381,7 @@ def _start_from(init: Path, measured: DataSpec) -> DataSpec:
     return DataSpec(measured.sources, earlier.scalings, measured.pixel_size)
 
 
-def _copy_weights(init: Path, model: Task) -> None:
+def _copy_weights(init: Path, model: Task, about: About) -> None:
     donor = load_task(init, average=False, device="cpu")
     try:
         model.generator.load_state_dict(donor.generator.state_dict())
@@ -367,7 +389,27 @@ def _copy_weights(init: Path, model: Task) -> None:
             model.discriminator.load_state_dict(donor.discriminator.state_dict())
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise InputError(f"{init} has networks of another shape than these: {first}") from error
+        apart = "; ".join(_apart(_shaping(read_config(run_directory(init))), _shaping(about)))
+        raise InputError(
+            f"{init} has networks of another shape than these: {first} Its settings are others: "
+            f"{apart}; give the same"
+        ) from error
+
+
+def _shaping(about: About) -> dict[str, Any]:
+    """The settings that networks can follow from."""
+    own = {"task": about["task"], "stabilizers": about["training"]["stabilizers"]}
+    return {**own, **about["settings"]}
+
+
+def _apart(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """What differs between two trees of settings, by name."""
+    for name in here:
+        one, other = there.get(name), here[name]
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _apart(one, other, f"{path}{name}.")
+        elif one != other:
+            yield f"{path}{name} is {one} there and {other} here"
 
 
 def run_directory(path: Path) -> Path:
@@ -403,6 +445,9 @@ def _check(config: TrainingConfig) -> None:
     if not (config.ema < 1 and all(0 <= beta < 1 for beta in config.betas)):
         raise InputError(f"ema {config.ema} and betas {config.betas} must lie in [0, 1)")
     schedule(config.lr_schedule, 0, config.steps)
+    if 0 < config.stabilizers.replay < config.batch_size:
+        found = f"replay {config.stabilizers.replay} with batch_size {config.batch_size}"
+        raise InputError(f"{found}: a history is 0 or holds at least a batch")
 
 
 def _device(name: str) -> torch.device:
