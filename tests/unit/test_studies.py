@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import matplotlib as mpl
@@ -248,6 +250,16 @@ def test_what_diverges_is_a_result(base, new, expected):
     assert found.diverged == {seed: step for seed, step in enumerate(new) if isinstance(step, int)}
 
 
+def test_seeds_that_the_other_side_lacks_decide_nothing():
+    """A study that goes on has more seeds of some settings than of others."""
+    lost, two = made_up("base", [7, 8, 9]), made_up("new", [1, 0.2])
+    assert compare(lost + two[:1], "base", {"L1": "lower"})[1].verdict == "undecided"
+    assert compare(lost + two[1:], "base", {"L1": "lower"})[1].verdict == "better"
+    ahead = made_up("base", [0.5, 0.8, 9])
+    new = made_up("new", [0.45, 0.75])
+    assert compare(ahead + new, "base", {"L1": "lower"})[1].verdict == "better"
+
+
 def test_measures_are_found_by_the_part_that_matters():
     """The first of that name; numbers that were not drawn have an interval over seeds alone."""
     results = [made_up("base", [0.5, 0.6], name="hole L1"), made_up("new", [0.4, 0.5], name="L1")]
@@ -423,6 +435,88 @@ def test_two_processes_give_what_one_gives_and_stop_together(whole, tiles, tmp_p
     assert lines[:4] == expected["hinge 0"]["curve"]
     (saved,) = checkpoints.all_in(other / "checkpoints")
     assert checkpoints.step_of(saved) == lines[-1]["step"] >= 4
+
+
+def test_measuring_that_was_interrupted_goes_on_and_says_nothing_of_the_pace(
+    whole, tiles, tmp_path, monkeypatch
+):
+    """The step of an older failure at the same place is not this one's, either."""
+    old = tmp_path / "runs" / "wild-seed0" / "failed-step-00009999.safetensors"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    evaluate = evaluation.evaluate
+
+    def stop(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(OWN, TASK, tiles, tmp_path, seeds=1, training=TRAINING)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    outcome = run_study(OWN, TASK, tiles, tmp_path, seeds=1, training=TRAINING)
+    expected = numbers(whole)
+    assert numbers(outcome) == {name: expected[name] for name in numbers(outcome)}
+    pace = {r["setting"]: r["provenance"]["seconds_per_step"] for r in outcome.results}
+    assert pace["as given"] is None
+    assert pace["hinge"] > 0
+    assert all(np.isnan(c.cost) for c in outcome.comparisons)
+    json.loads((tmp_path / "as given-seed0.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_what_is_written_is_json(tmp_path):
+    """Python's own reader takes more than the standard has."""
+    curve = [{"step": 1, "generator/gradient/l1": float("inf")}, {"step": 2, "l1": float("nan")}]
+    runs._write(tmp_path / "a.json", {"curve": curve, "seed": 0})
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    curve = [{"step": 1, "generator/gradient/l1": None}, {"step": 2, "l1": None}]
+    assert found == {"curve": curve, "seed": 0}
+
+
+@pytest.mark.parametrize("text", ["", '{"settings": {}, "se', "[]", '{"settings": {}}'])
+def test_a_damaged_file_is_named(whole, tiles, tmp_path, text):
+    (tmp_path / "study.json").write_text(json.dumps(whole.about))
+    result = tmp_path / "as given-seed0.json"
+    result.write_text(text)
+    with pytest.raises(InputError, match=r"as given-seed0.json.*; once it is gone, the command"):
+        read_study(tmp_path)
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(InputError, match=r"study.json.*; once it is gone, the command"):
+        read_study(tmp_path)
+    if text != '{"settings": {}}':
+        with pytest.raises(InputError, match=r"study.json.*; once it is gone, the command"):
+            run_study(OWN, TASK, tiles, tmp_path, training=TRAINING)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_do_not_outlive_the_study(tiles, tmp_path, number):
+    """They save what they have, and end."""
+    asked = ["study", "balance", "pix2pix", "--tiles", str(tiles), "--to", str(tmp_path)]
+    asked += ["--gpus", "0", "--device", "cpu", "--steps", "100000", "--log-every", "1"]
+    asked += ["--checkpoint-every", "100000", "--generator.width", "4", "--generator.depth", "2"]
+    asked += ["--discriminator.width", "4", "--discriminator.layers", "1", "--split.block", "32"]
+    code = f"import sys; from ganlab.cli import main; main({asked})"
+    run = tmp_path / "runs" / "fixed-seed0"
+
+    def wait(condition):
+        for _ in range(6000):
+            if condition():
+                return
+            time.sleep(0.01)
+        raise AssertionError("waited in vain")
+
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        wait(lambda: read_metrics(run) or process.poll() is not None)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert (process.returncode, said) == (
+            130,
+            f"ganlab: {tmp_path}: stopped; the same command goes on\n".encode(),
+        )
+        assert checkpoints.all_in(run / "checkpoints")
+    wait(lambda: checkpoints.all_in(run / "checkpoints"))
+    (saved,) = checkpoints.all_in(run / "checkpoints")
+    assert checkpoints.step_of(saved) == read_metrics(run)[-1]["step"]
 
 
 class Deadly:

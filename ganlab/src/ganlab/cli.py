@@ -4,6 +4,7 @@ Nothing here imports torch or rasterio before a command runs, so that help comes
 """
 
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -162,6 +163,7 @@ def _studies(study: Study, settings: type, about: str) -> Callable[..., None]:
 
         options: dict[str, Any] = {"seeds": seeds, "processes": jobs, "devices": gpus}
         options |= {"share": share, "features": features, "training": training}
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # also stops its processes
         try:
             with _bar("studying", "runs") as progress:
                 outcome = run_study(study, task, tiles, to, progress=progress, **options)

@@ -7,6 +7,7 @@ rasterio, which keeps the command line quick.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -750,3 +751,12 @@ def read_json(path: Path, needs: Sequence[str], cure: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not found.keys() >= set(needs):
         raise InputError(f"{path} is damaged: expected {', '.join(needs)} in it; {cure}")
     return found
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, which the PSNR of equal images is: None in their place."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

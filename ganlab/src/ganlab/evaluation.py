@@ -4,7 +4,6 @@ All image numbers are in network units, where the scaled range of the data is [-
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -26,7 +25,7 @@ from ganlab.baselines import (
     mean_fill,
     nearest_fill,
 )
-from ganlab.config import EvaluateConfig, TrainingConfig, from_dict
+from ganlab.config import EvaluateConfig, TrainingConfig, finite, from_dict
 from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.store import TileStore, rgb_bands
 from ganlab.distributions import (
@@ -454,15 +453,6 @@ def _some(tiles: Tiles, limit: int | None) -> Tiles:
 
 def _write(path: Path, result: dict[str, Any]) -> None:
     try:
-        replace_text(path, json.dumps(_finite(result), indent=1))
+        replace_text(path, json.dumps(finite(result), indent=1))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}; name another file by --to") from error
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity, which the PSNR of equal images is: None in their place."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,9 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -28,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ganlab import __version__
-from ganlab.config import EvaluateConfig, TrainingConfig, to_dict
+from ganlab.config import EvaluateConfig, TrainingConfig, finite, read_json, to_dict
 from ganlab.errors import InputError, TrainingFailed
 from ganlab.studies.questions import Study, fitting
 from ganlab.studies.verdicts import Comparison, Result, Rule, compare
@@ -36,6 +38,7 @@ from ganlab.studies.verdicts import Comparison, Result, Rule, compare
 FORMAT = "ganlab study 1"
 RESAMPLES = 500
 INTERRUPTED = 130
+ANEW = "once it is gone, the command that made the study makes it anew"
 
 Progress = Callable[[int, int, str], None]
 Made = tuple["_Run", str | None]
@@ -183,9 +186,9 @@ def read_study(folder: Path | str) -> Outcome:
         InputError: there is none, or it has no result of its baseline yet.
     """
     path = Path(folder) / "study.json"
-    about = _read(path)
+    about = read_json(path, ("settings", "baseline", "measures", "rule", "share"), ANEW)
     results = [
-        _read(file)
+        read_json(file, ("setting", "seed", "diverged", "tiles", "rows", "resampled"), ANEW)
         for setting in about["settings"]
         for file in sorted(path.parent.glob(f"{setting}-seed*.json"), key=_seed)
     ]
@@ -231,7 +234,7 @@ def _begin(to: Path, about: Result) -> None:
     if not path.exists():
         _write(path, about)
         return
-    before, now = _read(path), json.loads(json.dumps(about))
+    before, now = read_json(path, ("settings",), ANEW), json.loads(json.dumps(finite(about)))
     for key, value in now.items():
         if key != "left out" and before.get(key) != value:
             raise InputError(f"{to} holds a study with other {key}; give this one another folder")
@@ -252,6 +255,7 @@ def _make(run: _Run) -> None:
     from ganlab.evaluation import evaluate
     from ganlab.training import checkpoints, resume, train
     from ganlab.training.records import read_metrics
+    from ganlab.training.runs import FAILURE
 
     folder, begin, diverged = run.to / "runs" / run.name, time.perf_counter(), None
     saved = checkpoints.all_in(folder / "checkpoints")
@@ -265,22 +269,19 @@ def _make(run: _Run) -> None:
         if last < run.training.steps:
             raise KeyboardInterrupt
     except TrainingFailed as error:
-        last = diverged = checkpoints.step_of(sorted(folder.glob("failed-*"))[-1])
+        last = diverged = read_json(folder / FAILURE, ("step",), ANEW)["step"]
         measured: Result = {"error": str(error), "tiles": 0, "rows": {}, "resampled": {}}
     seconds = time.perf_counter() - begin
     device = run.training.device
     if diverged is None:
-        numbers = folder / f"evaluation-{run.share}.json"
         config = EvaluateConfig(
             run=folder,
             split=run.share,
             features=run.features,
             resamples=RESAMPLES,
             device=device,
-            to=numbers,
         )
-        evaluate(config)
-        measured = _read(numbers)
+        measured = evaluate(config)
     on_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores"
     versions = {"ganlab": __version__, "torch": torch.__version__}
@@ -298,7 +299,8 @@ def _make(run: _Run) -> None:
             "hardware": torch.cuda.get_device_name() if on_cuda else cpu,
             "threads": torch.get_num_threads(),
             "seconds": round(seconds, 1),
-            "seconds_per_step": seconds / max(last - first, 1),
+            # Nothing was trained if it was the measuring that had been interrupted.
+            "seconds_per_step": seconds / (last - first) if last > first else None,
             **run.origin,
         },
     }
@@ -337,6 +339,7 @@ def _apart(runs: Sequence[_Run], places: Sequence[str]) -> Generator[Made]:
 
 def _child(run: _Run, place: str, answer: Any) -> None:
     os.setsid()  # Ctrl-C reaches the parent alone, which asks each child once
+    threading.Thread(target=_follow, daemon=True).start()
     if place:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
     import torch
@@ -348,15 +351,15 @@ def _child(run: _Run, place: str, answer: Any) -> None:
         sys.exit(INTERRUPTED)
 
 
+def _follow() -> None:
+    """End with the parent, whom a kill may end without a word: finish the step, and save."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _seed(path: Path) -> int:
     return int(path.stem.rpartition("seed")[2])
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _write(path: Path, content: Result) -> None:
@@ -364,7 +367,7 @@ def _write(path: Path, content: Result) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(finite(content), indent=1) + "\n")
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error

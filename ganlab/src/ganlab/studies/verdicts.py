@@ -119,7 +119,8 @@ def _beside(
 ) -> Comparison:
     ours, theirs = _draws(runs, measure), _draws(base, measure)
     shared = [seed for seed in ours if seed in theirs]
-    lost, their_loss = _diverged(runs), _diverged(base)
+    lost, both = _diverged(runs), runs.keys() & base.keys()
+    our_loss, their_loss = lost.keys() & both, _diverged(base).keys() & both
     difference = low = high = scale = math.nan
     if shared:
         apart = np.stack([ours[seed] - theirs[seed] for seed in shared])
@@ -129,9 +130,9 @@ def _beside(
     verdict: Verdict = "undecided"
     if runs is base:
         verdict = "baseline"
-    elif not shared and len(lost) != len(their_loss):
-        verdict = "worse" if len(lost) > len(their_loss) else "better"
-    elif len(shared) > 1 and lost.keys() == their_loss.keys() and scale:
+    elif not shared and len(our_loss) != len(their_loss):
+        verdict = "worse" if len(our_loss) > len(their_loss) else "better"
+    elif len(shared) > 1 and our_loss == their_loss and scale:
         unit = abs(scale)
         verdict = rule.verdict(difference / unit, low / unit, high / unit, better)
     return Comparison(
@@ -170,4 +171,5 @@ def _diverged(runs: Mapping[int, Result]) -> dict[int, int]:
 
 def _pace(runs: Mapping[int, Result]) -> float:
     whole = [r["provenance"]["seconds_per_step"] for r in runs.values() if r["diverged"] is None]
-    return float(np.mean(whole)) if whole else math.nan
+    known = [seconds for seconds in whole if seconds is not None]
+    return float(np.mean(known)) if known else math.nan
