@@ -1,6 +1,7 @@
 """The training loop and the run directory: pix2pix step by step, and everything that ends it."""
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -433,6 +434,7 @@ HINGE = Pix2PixConfig(
         (InpaintingConfig(), {}, "too small for a PatchGAN of 3 layers"),
         (HINGE, {"smoothing": 0.1}, "has no labels to smooth"),
         (HINGE, {"replay": 3}, "replay 3 with batch_size 4"),
+        (dataclasses.replace(HINGE, discriminator_factor=0.0), {}, "all weights are 0 at step 0"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
@@ -555,13 +557,15 @@ def test_what_does_not_fit_the_donor_is_refused(run, tiles, tile_town, tmp_path,
         with pytest.raises(InputError, match="bands, dtype and classes must be the same"):
             train(tiny(), store, tmp_path / "run", quick(), init=run)
     wide = tiny(generator=UNetConfig(width=8, depth=3))
-    same = "another shape.*size mismatch for.* others: generator.width is 4 there and 8 here; give"
+    same = r"another shape.*size mismatch for.* others: settings\.generator\.width is 4 there and 8"
     with pytest.raises(InputError, match=same) as caught:
         train(wide, tiles, tmp_path / "run", quick(), init=run)
     assert "\n" not in str(caught.value)
     for name, value in (("spectral", "normalization"), ("diversity", "deviation")):
         config = quick(steps=1, stabilizers=StabilizersConfig(**{name: value}))
-        changed = f"others: stabilizers.{name} is none there and {value} here; give the same"
+        changed = (
+            f"others: training.stabilizers.{name} is none there and {value} here; give the same"
+        )
         with pytest.raises(InputError, match=changed):
             train(tiny(), tiles, tmp_path / "run", config, init=run)
     with pytest.raises(InputError, match="not a run directory"):

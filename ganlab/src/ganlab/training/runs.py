@@ -291,16 +291,13 @@ def _rehearse(trainer: Trainer) -> None:
         batch = task.prepare(batch)
         out, verdict = task.generate(batch), None
         if task.discriminator is not None:
-            condition, real, fake = task.judged(batch, out)
-            verdict = Verdict(
-                task.discriminator,
-                condition,
-                real,
-                fake,
-                batch["valid"],
-                trainer.config.stabilizers.smoothing,
-            )
-            task.discriminator_losses(batch, out, verdict)
+            given = (*task.judged(batch, out), batch["valid"])
+            seen = trainer.stabilizers.shown(given, trainer.step, learns=False)
+            doubt = trainer.config.stabilizers.smoothing
+            verdict = Verdict(task.discriminator, *seen, doubt=doubt)
+            terms = task.discriminator_losses(batch, out, verdict)
+            if trainer.balances[1] is not None:
+                trainer.balances[1](terms, None, trainer.step)
         task.generator_losses(batch, out, verdict)
 
 
@@ -389,26 +386,19 @@ def _copy_weights(init: Path, model: Task, about: About) -> None:
             model.discriminator.load_state_dict(donor.discriminator.state_dict())
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        apart = "; ".join(_apart(_shaping(read_config(run_directory(init))), _shaping(about)))
         raise InputError(
             f"{init} has networks of another shape than these: {first} Its settings are others: "
-            f"{apart}; give the same"
+            f"{'; '.join(_apart(read_config(run_directory(init)), about))}; give the same"
         ) from error
 
 
-def _shaping(about: About) -> dict[str, Any]:
-    """The settings that networks can follow from."""
-    own = {"task": about["task"], "stabilizers": about["training"]["stabilizers"]}
-    return {**own, **about["settings"]}
-
-
 def _apart(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """What differs between two trees of settings, by name."""
+    """Which settings that networks can follow from differ in two configurations."""
     for name in here:
         one, other = there.get(name), here[name]
-        if isinstance(one, dict) and isinstance(other, dict):
+        if isinstance(other, dict) and isinstance(one, dict):
             yield from _apart(one, other, f"{path}{name}.")
-        elif one != other:
+        elif one != other and f"{path}{name}".startswith(("task", "settings", "training.stab")):
             yield f"{path}{name} is {one} there and {other} here"
 
 
