@@ -143,6 +143,17 @@ def test_a_moved_run_and_moved_tiles(tiles, tmp_path, quick, tiny, same_runs):
     assert read_config(run)["tiles"] == "../../tiles"
 
 
+def test_a_run_behind_a_link_finds_its_tiles(tiles, tmp_path, quick, tiny, same_runs):
+    whole = train(tiny(), tiles, tmp_path / "whole", quick(steps=3))
+    disk = tmp_path / "far" / "away" / "disk"
+    disk.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(disk)
+    run = train(tiny(), tiles, tmp_path / "link" / "run", quick(steps=3), on_log=stop_at(2))
+    resume(run, steps=2)
+    resume(disk / "run", steps=3)
+    same_runs(whole, run)
+
+
 def test_other_tiles_are_refused(tiles, tile_town, tmp_path, quick, tiny):
     run = train(tiny(), tiles, tmp_path / "run", quick(steps=2))
     for other in (tile_town(rows=6), tile_town(bands=1), tile_town(classes=(0, 1))):

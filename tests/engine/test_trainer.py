@@ -397,6 +397,7 @@ def test_no_tensorboard_and_no_samples_when_not_wanted(tiles, tmp_path, quick, t
         ({"checkpoint_every": -1}, "checkpoint_every is -1"),
         ({"keep": 0}, "keep is 0"),
         ({"workers": -1}, "workers is -1"),
+        ({"gradients_every": -1}, "gradients_every is -1"),
         ({"generator_lr": -1e-4}, "generator_lr is -0.0001"),
         ({"discriminator_lr": math.nan}, "discriminator_lr is nan"),
         ({"ema": 1.0}, "ema 1.0"),

@@ -88,8 +88,8 @@ def train(
         "task": kind,
         "settings": to_dict(task),
         "training": to_dict(config),
-        "tiles": os.path.relpath(store.path, run),
-        "init": None if init is None else os.path.relpath(init, run),
+        "tiles": _from(run, store.path),
+        "init": None if init is None else _from(run, init),
         "data": spec.to_dict(),
         "split": _sizes(split),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
@@ -127,7 +127,7 @@ def resume(
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
     if not same or _sizes(store.split(config.split)) != about["split"]:
         raise InputError(f"{store.path} holds other tiles than {run} began with; it needs those")
-    about["tiles"] = os.path.relpath(store.path, run)
+    about["tiles"] = _from(run, store.path)
     return _fit(run, about, store, about["init"] and run / about["init"], on_log)
 
 
@@ -407,6 +407,11 @@ def run_directory(path: Path) -> Path:
     return path.parent.parent if path.is_file() else path
 
 
+def _from(run: Path, path: Path | str) -> str:
+    """A path as seen from the run, whose ``..`` leads out of where links to it point."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(run))
+
+
 def _parts(about: About) -> tuple[Any, DataSpec, TrainingConfig]:
     """Settings of the task, data and training, as ``config.json`` holds them."""
     settings: Any = from_dict(TASKS[about["task"]].config_type, about["settings"])
@@ -428,7 +433,7 @@ def _sizes(split: Split) -> dict[str, int]:
 def _check(config: TrainingConfig) -> None:
     counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "processes")
     rates = ("generator_lr", "discriminator_lr", "ema")
-    for name in (*counts, "watch_every", "sample_every", "workers", *rates):
+    for name in (*counts, "watch_every", "sample_every", "gradients_every", "workers", *rates):
         value, least = getattr(config, name), int(name in counts)
         if not value >= least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
