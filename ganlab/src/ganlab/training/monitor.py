@@ -2,7 +2,7 @@
 
 Every rule compares a run with itself, with a share, or with the truth, never with an absolute loss,
 so one set of thresholds does for every task and every game. A rule holds at single lines; only what
-holds at several in a row is a finding, and the first steps never count.
+holds at most of several lines is a finding, and the first steps never count.
 """
 
 import math
@@ -21,21 +21,22 @@ Marks = list[tuple[int, str | None]]
 SETTLING = 50
 """Steps that are not judged: every network begins with nonsense, and Adam with a guess."""
 PATIENCE = 4
-"""Lines in a row at which a rule must hold: one or two are noise, ten would come too late."""
-SURE = 0.99
-"""Share of patches judged rightly from which the discriminator has nothing left to learn; healthy
-games of some hundred steps stay below 0.9 in the mean over a line. It is not reached where many
-patches are the same in both images (under opaque cloud, far from holes): 0.98 was seen there."""
+"""Lines at which a rule must hold: one or two are noise, ten would come too late ..."""
+SPAN = 6
+"""... among so many in a row: one good batch in between does not end what goes wrong."""
+SURE = 0.97
+"""Share of patches judged rightly from which the discriminator has nothing left to learn: in odds,
+half-way from the 0.85 of healthy games to the 0.995 of decided ones."""
 GUESSING = 0.55
 """Share below which it is about as good as a coin."""
 WORSE = 0.05
-"""Change of an adversarial term that is more than noise, in its own units: all games are made of
-logits, whose natural scale is 1."""
+"""Rise of an adversarial term that is more than noise, in its own units (all games are made of
+logits, whose natural scale is 1) or as a share of what it began with, if that is more."""
 VANISHED = 0.01
 """Gradients below this share of the first ones; healthy ones vary by a factor of ten."""
 EXPLODED = 30.0
 """Gradients above this multiple of the first ones: that of a discriminator, which begins nearly
-flat, grows up to eightfold in healthy games."""
+flat, grows up to eightfold in healthy games, and thousandfold in those that run away."""
 SAME = 0.05
 """Diversity of what is made, relative to the truth, below which the outputs are one image; blurred
 answers to hard questions have 0.1."""
@@ -98,14 +99,13 @@ def _finding(kind: str, first: int, last: int, evidence: str) -> Finding:
 
 
 def _lasting(marks: Marks) -> tuple[int, int, str] | None:
-    """The last time that a rule held at ``PATIENCE`` lines in a row: from, to, evidence."""
-    best: Marks = []
-    run: Marks = []
-    for step, evidence in marks:
-        run = [*run, (step, evidence)] if evidence else []
-        if len(run) >= PATIENCE:
-            best = run
-    return None if not best else (best[0][0], best[-1][0], str(best[-1][1]))
+    """The last time that a rule held at ``PATIENCE`` of ``SPAN`` lines: from, to, evidence."""
+    held = [i for i, (_, evidence) in enumerate(marks) if evidence]
+    first = last = -1
+    for start, end in zip(held, held[PATIENCE - 1 :], strict=False):
+        if end - start < SPAN:
+            first, last = (first if start <= last else start), end
+    return None if last < 0 else (marks[first][0], marks[last][0], str(marks[last][1]))
 
 
 def _series(lines: Lines, name: str) -> Points:
@@ -143,7 +143,7 @@ def _generator_overpowers(lines: Lines) -> list[Marks]:
     terms = _series(lines, "discriminator/adversarial")
     # The least of the first three: a discriminator that is run over loses at once.
     start, now = min([value for _, value in terms[:3]], default=0.0), dict(terms)
-    risen = start + max(WORSE, 0.1 * abs(start))
+    risen = start + WORSE * max(1.0, abs(start))
     told = (
         "The discriminator judges {:.1%} of the patches rightly, no better than a coin, and its "
         f"loss is above the {start:.3g} with which it began."
