@@ -6,14 +6,14 @@
 
 A result is one JSON file, ``book/results/12/failures/<task>-<kind>-seed<n>.json``, with the lines
 of metrics from which the monitor judges, so that its verdict can be made again. Thresholds were
-fixed on the tasks of ``FIXED_ON``, from one seed each; the other tasks are the test.
+fixed on the tasks of ``FIXED_ON``, seeds 0 to 2. The other tasks are the test, seeds 3 to 5: which
+settings provoke a failure in them was tried out on seeds 0 to 2, which are not kept.
 
 Every run is a real training, some seconds long, on tiles of 32 x 32 pixels of the invented town.
-What goes wrong is a setting, except in four kinds where it is a fault in the task: a game that
-saturates (vanishing_gradient; in pix2pix and inpainting a learning rate that saturates the
-outputs), a generator that sees the first sample of a batch for all of them (mode_collapse), a last
-layer that stays at zero (blank_output), and pairs that do not belong together
-(flat_reconstruction, where the task begins from an enlargement of its input).
+What goes wrong is a setting, except in three kinds where it is a fault in the task: a generator
+that sees the first sample of a batch for all of them (mode_collapse, where there is no code that
+can cost too much), a last layer that stays at zero (blank_output), and pairs that do not belong
+together (flat_reconstruction, where the task begins from an enlargement of its input).
 """
 
 import argparse
@@ -30,11 +30,9 @@ from typing import Any
 
 import torch
 from evidence import provenance, write
-from torch import nn
 
 from ganlab.config import (
     CloudLayersConfig,
-    CloudsConfig,
     EncoderDecoderConfig,
     HoleJudgeConfig,
     InpaintingConfig,
@@ -53,7 +51,6 @@ from ganlab.config import (
 )
 from ganlab.data import tiling, toytown
 from ganlab.errors import TrainingFailed
-from ganlab.losses import adversarial
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import train
@@ -118,17 +115,19 @@ def bare(task: Any) -> Any:
     return replace(task, residual=False) if hasattr(task, "residual") else task
 
 
-def thin(task: Any) -> Any:
-    """Under opaque cloud made and true are the same, and nobody can judge them rightly."""
-    clear = CloudsConfig(thickness=(0.2, 0.5))
-    return replace(task, clouds=clear) if hasattr(task, "clouds") else task
+def seen(task: Any) -> Any:
+    """Covered again by the same clouds, made and true ground can hardly be told apart."""
+    return replace(task, compare="bare") if hasattr(task, "compare") else task
 
 
-def saturate(task: Task) -> None:
-    """log(1 - D(G)), which Goodfellow et al. (2014, section 3) warn of."""
-    loss = adversarial.LOSSES["vanilla"]
-    game = replace(loss, generator=lambda _, fake: -nn.functional.softplus(fake))
-    task._game = game  # type: ignore[assignment]
+def plain(task: Any) -> Any:
+    """A discriminator that no norm holds."""
+    return replace(task, discriminator=replace(task.discriminator, norm="none"))
+
+
+def unmoved(task: Any) -> Any:
+    """The same answer for the same input."""
+    return replace(task, noise=False) if hasattr(task, "noise") else task
 
 
 def blind(task: Task) -> None:
@@ -166,66 +165,60 @@ FEW = SplitConfig(block=32, validation=0.4, test=0.58)
 
 def provoke(kind: str, name: str) -> Settings:
     """Settings under which a kind is to be expected."""
-    task = thin(SMALL[name]) if kind in GAMES else SMALL[name]
-    # Games over clouds and holes, drawn anew, take longer to be decided.
-    slow = kind in GAMES and name not in FIXED_ON
-    short = replace(SHORT, steps=200) if slow else SHORT
+    task = seen(SMALL[name]) if kind in GAMES else SMALL[name]
+    decided = replace(SHORT, steps=400)
     alone = replace(task, adversarial_weight=0.0) if hasattr(task, "adversarial_weight") else task
     return {
         HEALTHY: lambda: (task, TRAINING, None),
-        "non_finite": lambda: (task, replace(short, generator_lr=1e30), None),
+        "non_finite": lambda: (task, replace(SHORT, generator_lr=1e30), None),
         "discriminator_overpowers": lambda: (
             bare(game(task, 0.01)),
-            replace(short, discriminator_lr=1e-3, generator_lr=1e-6),
+            replace(decided, discriminator_lr=1e-3, generator_lr=1e-6),
             None,
         ),
         "generator_overpowers": lambda: (
             game(task),
-            replace(short, discriminator_lr=1e-7, generator_lr=1e-3),
+            replace(decided, discriminator_lr=1e-7, generator_lr=1e-3),
             None,
         ),
         "vanishing_gradient": lambda: (
-            (task, replace(short, generator_lr=0.2), None)
-            if name in ("pix2pix", "inpainting")
-            else (
-                bare(game(task, 0.0, "vanilla")),
-                replace(short, discriminator_lr=5e-4, generator_lr=1e-6),
-                saturate,
-            )
-        ),
-        "exploding_gradient": lambda: (
-            game(task, 0.0, "wasserstein"),
-            # Slower: what has exploded within the first lines has nothing to be compared with.
-            replace(short, steps=300, discriminator_lr=1e-2, generator_lr=5e-5)
-            if slow
-            else replace(short, discriminator_lr=5e-2, generator_lr=5e-5),
+            bare(task),
+            # Ground over clouds has no end of its range; alpha has, further out.
+            replace(SHORT, generator_lr=5.0 if name == "cloud_layers" else 0.2),
             None,
         ),
-        "mode_collapse": lambda: (game(task) if alone is not task else task, short, blind),
+        "exploding_gradient": lambda: (
+            plain(game(task, 0.0, "wasserstein")),
+            replace(SHORT, steps=200, discriminator_lr=5e-3, generator_lr=1e-6),
+            None,
+        ),
+        "mode_collapse": lambda: (
+            (unmoved(bare(game(task))), SHORT, blind)
+            if alone is not task
+            else (replace(task, beta=1e3), SHORT, None)
+        ),
         "oscillation": lambda: (
             game(task, 0.0, "vanilla"),
-            replace(short, steps=300, discriminator_lr=1e-3, generator_lr=1e-3, betas=(0.9, 0.99)),
+            replace(SHORT, steps=300, discriminator_lr=1e-3, generator_lr=1e-3, betas=(0.9, 0.99)),
             None,
         ),
         "flat_reconstruction": lambda: (
-            task,
-            replace(short, generator_lr=1e-7),
+            task if name == "super_resolution" else bare(task),
+            replace(SHORT, generator_lr=1e-7),
             mismatch if name == "super_resolution" else None,
         ),
-        "blank_output": lambda: (
-            (replace(task, beta=1e3), short, None) if name == "vae" else (bare(task), short, mute)
-        ),
+        "blank_output": lambda: (bare(task), SHORT, mute),
         "checkerboard": lambda: (
             bare(checkered(game(task))),
-            replace(short, generator_lr=1e-3),
+            replace(SHORT, generator_lr=1e-3),
             None,
         ),
         "over_fitting": lambda: (
             alone,
-            replace(short, steps=250, generator_lr=3e-3, split=FEW),
+            replace(SHORT, steps=250, generator_lr=3e-3, split=FEW),
             None,
         ),
-        "weights_out_of_proportion": lambda: (game(task, 3e3), short, None),
+        "weights_out_of_proportion": lambda: (game(task, 3e3), SHORT, None),
     }[kind]()
 
 
@@ -239,15 +232,17 @@ GAMES = (
 )
 ALWAYS = ("non_finite", "mode_collapse", "blank_output", "over_fitting")
 KINDS: dict[str, tuple[str, ...]] = {
-    # Clouds are drawn anew for every batch: nothing is learned by heart within some hundred steps.
+    # Clouds and holes are drawn anew for every batch: nothing is learned by heart so soon.
     "cloud_layers": (*ALWAYS[:3], *GAMES, "flat_reconstruction", "checkerboard"),
     "vae": ALWAYS,  # no opponent, and one term that reaches the last layer
     "super_resolution": (*ALWAYS, *GAMES, "flat_reconstruction", "checkerboard"),
     "pix2pix": (*ALWAYS, *GAMES, "flat_reconstruction", "checkerboard"),
-    # Begins from a smooth filling, and known pixels come back: neither flat nor all alike.
-    "inpainting": ("non_finite", *GAMES[:2]),
-    "two_stage": (),
+    # No up-sampling to choose: no checkerboard.
+    "inpainting": (*ALWAYS[:3], *GAMES, "flat_reconstruction"),
+    "two_stage": (*ALWAYS[:3], *GAMES, "flat_reconstruction"),
 }
+AGAIN = {("cloud_layers", "vanishing_gradient")}
+"""A rate of 0.2 did not make alpha's gradient vanish with seed 3. That of now has fresh seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +263,11 @@ class Run:
 
 
 def all_runs() -> Iterator[Run]:
-    """Cheap tasks first; of the tasks that thresholds were fixed on, failures from one seed."""
-    for tasks in (tuple(KINDS)[:4], tuple(KINDS)[4:]):
-        for seed in range(3):
-            for task in tasks:
-                if seed == 0 or task not in FIXED_ON:
-                    yield from (Run(task, kind, seed) for kind in KINDS[task])
-                yield Run(task, HEALTHY, seed)
+    """Every failure and a healthy run of every task, over three seeds."""
+    for task, kinds in KINDS.items():
+        for kind in (*kinds, HEALTHY):
+            first = 0 if task in FIXED_ON else 6 if (task, kind) in AGAIN else 3
+            yield from (Run(task, kind, seed) for seed in range(first, first + 3))
 
 
 def tiles() -> Path:

@@ -13,19 +13,14 @@ from ganlab.config import TrainingConfig, from_dict
 from ganlab.training.advice import ADVICE
 
 MISSED = {
-    # A code that costs too much: one image for all, yet not a blank one.
-    *(("vae", "blank_output", seed) for seed in range(3)),
-    # With seed 1 the discriminator does not win, nor does the gradient vanish.
-    ("cloud_layers", "discriminator_overpowers", 1),
-    ("cloud_layers", "generator_overpowers", 1),
-    ("cloud_layers", "vanishing_gradient", 0),
-    ("cloud_layers", "vanishing_gradient", 1),
-    # Exploded before the third line.
-    ("cloud_layers", "exploding_gradient", 1),
-    ("cloud_layers", "exploding_gradient", 2),
-    # 96 to 100 % where the rule wants 99 % four times; a loss up by 6 to 9.7 % where it wants 10 %.
-    *(("inpainting", "discriminator_overpowers", seed) for seed in range(3)),
-    *(("inpainting", "generator_overpowers", seed) for seed in range(3)),
+    # No swings: the discriminator judges one half rightly from the first line to the last.
+    ("inpainting", "oscillation", 3),
+    ("inpainting", "oscillation", 5),
+    # Named blank; the gradient fell to between 1 and 3 hundredths.
+    ("inpainting", "vanishing_gradient", 4),
+    ("two_stage", "vanishing_gradient", 3),
+    # A grid of 7 to 11 times the truth's energy.
+    ("cloud_layers", "checkerboard", 5),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +56,7 @@ def test_every_stored_stream_belongs_to_a_run_of_the_script(failures: Any, resul
 
 def test_healthy_runs_are_silent(failures: Any, results: Any) -> None:
     healthy = {run: failures.named(r) for run, r in results.items() if run.kind == failures.HEALTHY}
-    assert {(run.task, run.seed) for run in healthy} == {
+    assert {(run.task, run.seed % 3) for run in healthy} == {
         (task, seed) for task in failures.SMALL for seed in range(3)
     }
     assert [run.name for run, kinds in healthy.items() if kinds] == []
@@ -86,6 +81,26 @@ def test_provoked_kinds_are_named_on_tasks_that_no_threshold_has_seen(
     assert {run.kind for run in set(scored) - missed} == {*ADVICE}
 
 
+def test_thresholds_were_fixed_on_other_seeds_than_they_are_scored_on(results: Any) -> None:
+    seeds = {fixed: set() for fixed in (True, False)}
+    for run in results:
+        seeds[run.task in ("pix2pix", "super_resolution")].add(run.seed)
+    assert seeds[True] == {0, 1, 2}
+    assert not seeds[True] & seeds[False]
+
+
+def test_the_books_other_games_are_silent_unless_they_ran_away(failures: Any) -> None:
+    """Longer and larger trainings than those above, made for other questions."""
+    named = {}
+    for path in sorted((ROOT / "book" / "results" / "11").glob("toytown-*.json")):
+        result = json.loads(path.read_text())
+        lines = [{k: v for k, v in x.items() if v is not None} for x in result["curve"]]
+        named[path.stem] = failures.named({"lines": lines, "failure": None})
+    assert len(named) > 100
+    loud = {name.rsplit("-seed", 1)[0] for name, kinds in named.items() if kinds}
+    assert all("wasserstein" in name or "wgan" in name or "mask" in name for name in loud), loud
+
+
 def test_what_is_not_finite_has_a_layer(results: Any) -> None:
     places = [r["failure"]["place"] for run, r in results.items() if run.kind == "non_finite"]
     assert len(places) >= 3
@@ -97,7 +112,7 @@ def test_a_run_made_again_gets_the_same_verdict(
     failures: Any, results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(failures, "WORK", tmp_path)
-    run = failures.Run("vae", kind, 0)
+    run = failures.Run("vae", kind, 3)
     lines, failure = failures.stream(run, tmp_path / "run")
     stored = results[run]
     assert lines[0] == pytest.approx(stored["lines"][0], rel=0.02, abs=1e-3)
