@@ -47,7 +47,7 @@ def cure(kind: str) -> tuple[Any, Any]:
         "exploding_gradient": (
             {},
             {
-                "discriminator_lr": 2e-4,
+                "generator_lr": 2e-4,
                 "stabilizers": StabilizersConfig(penalties=("wgan_gp",), penalty_weight=10.0),
             },
         ),
