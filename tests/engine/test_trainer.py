@@ -397,6 +397,7 @@ def test_no_tensorboard_and_no_samples_when_not_wanted(tiles, tmp_path, quick, t
         ({"checkpoint_every": -1}, "checkpoint_every is -1"),
         ({"keep": 0}, "keep is 0"),
         ({"workers": -1}, "workers is -1"),
+        ({"precision": "float16"}, "precision is 'float16'; expected fp32 or bf16 or fp16 or auto"),
         ({"gradients_every": -1}, "gradients_every is -1"),
         ({"generator_lr": -1e-4}, "generator_lr is -0.0001"),
         ({"discriminator_lr": math.nan}, "discriminator_lr is nan"),
@@ -450,6 +451,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 def test_wrong_tasks_and_folders_are_refused(tiles, tmp_path, quick, tiny, run):
     with pytest.raises(InputError, match="UNetConfig configures no task; tasks: .*'pix2pix'"):
         train(UNetConfig(), tiles, tmp_path / "run", quick())
+    with pytest.raises(InputError, match="adversarial is 'foo'; expected vanilla or"):
+        train(tiny(adversarial="foo"), tiles, tmp_path / "run", quick())
     with pytest.raises(InputError, match="no source 'radar', only \\['image', 'label'\\]"):
         train(tiny(source="radar"), tiles, tmp_path / "run", quick())
     with pytest.raises(InputError, match="not a tile store"):

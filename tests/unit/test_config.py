@@ -14,16 +14,20 @@ from hypothesis import strategies as st
 from ganlab import config as module
 from ganlab.config import (
     ApplyConfig,
+    BalanceConfig,
     EvaluateConfig,
     Pix2PixConfig,
     ScheduleConfig,
     SplitConfig,
+    StabilizersConfig,
     TilingConfig,
     TrainingConfig,
     UNetConfig,
+    check_words,
     from_dict,
     to_dict,
 )
+from ganlab.errors import InputError
 
 CONFIGS = [
     kind
@@ -43,8 +47,23 @@ def test_any_configuration_goes_through_json(kind, data):
     config = kind(**values)
     text = json.dumps(to_dict(config))
     back = from_dict(kind, json.loads(text))
+    check_words(back)
     assert back == config
     assert repr(back) == repr(config)  # 1 and 1.0, Path and str are equal but not the same
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainingConfig(precision="float16"), "precision is 'float16'; expected fp32 or bf16 or"),
+        (TrainingConfig(balance=BalanceConfig("foo")), "kind is 'foo'; expected fixed or derived"),
+        (Pix2PixConfig(generator=UNetConfig(norm="layer")), "norm is 'layer'; expected batch or"),
+        (StabilizersConfig(penalties=("r1", "r3")), r"penalties is \('r1', 'r3'\); expected r1 or"),
+    ],
+)
+def test_a_word_that_means_nothing_is_named(config, message):
+    with pytest.raises(InputError, match=message):
+        check_words(config)
 
 
 def test_what_it_looks_like():

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ganlab.errors import InputError
 
@@ -735,6 +735,23 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
         elif declared is Path or (declared == Path | None and value is not None):
             arguments[name] = Path(value)
     return kind(**arguments)
+
+
+def check_words(config: Any) -> None:
+    """See that words are among those declared, as the command line does, at any depth.
+
+    Raises:
+        InputError: one is not.
+    """
+    for f in dataclasses.fields(config):
+        value, kind = getattr(config, f.name), f.type
+        if dataclasses.is_dataclass(value):
+            check_words(value)
+        values = [value]
+        if get_origin(kind) is tuple:
+            kind, values = get_args(kind)[0], value
+        if get_origin(kind) is Literal and not {*values} <= {*get_args(kind)}:
+            raise InputError(f"{f.name} is {value!r}; expected {' or '.join(get_args(kind))}")
 
 
 def read_json(path: Path, needs: Sequence[str], cure: str) -> dict[str, Any]:

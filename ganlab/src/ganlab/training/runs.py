@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ganlab import __version__
-from ganlab.config import TrainingConfig, from_dict, read_json, to_dict
+from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
 from ganlab.errors import InputError, TrainingFailed
@@ -76,6 +76,8 @@ def train(
         raise InputError(f"{type(task).__name__} configures no task; tasks: {sorted(TASKS)}")
     if checkpoints.all_in(run / "checkpoints"):
         raise InputError(f"{run} is a run already; continue it with: ganlab resume --run {run}")
+    check_words(task)
+    check_words(config)
     _check(config)
     precision = decide_precision(config.precision, _device(config.device))
     config = replace(config, precision=precision)
