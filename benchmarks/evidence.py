@@ -504,13 +504,13 @@ def chapter_11() -> Iterator[Run]:
         ),
     }
     for seed in range(3):
-        short = _short("toytown", seed, 300, generator_lr=1e-3, crop=32)
+        short = _short("toytown", seed, 1000, generator_lr=1e-3, crop=32)
         names = ("wgan-gp", "wasserstein", "relativistic", "two-rates", "no-ema", *GUARDS)
         yield from _guarded("finer", FINER, short, names, finer)
-        fill = _short("toytown", seed, 300, discriminator_lr=8e-4, crop=32)
+        fill = _short("toytown", seed, 1000, discriminator_lr=8e-4, crop=32)
         names = ("wgan-gp", "wasserstein", "replay", "gate-ratio")
         yield from _guarded("holes", POLYGONS, fill, names, holes)
-        fill = dataclasses.replace(fill, steps=200, sample_every=200, checkpoint_every=200)
+        fill = dataclasses.replace(fill, steps=800, sample_every=800, checkpoint_every=800)
         names = ("wasserstein", "r1", "spectral-norm", "spectral-reg")
         yield from _guarded("stages", STAGES, fill, names, stages)
         one_sun = dataclasses.replace(TRAINING, seed=seed, augment=False)
