@@ -240,12 +240,15 @@ def test_labels_and_images_of_every_type_arrive(tmp_path, dtype):
     values = np.array([0, 1, 200, 2, 100, 33, 7, 254], dtype).reshape(2, 1, 2, 2)
     if dtype == "uint16":
         values = values * np.uint16(257)
+    if dtype == "uint32":
+        values = values * np.uint32(16843009)  # the highest bit set, too
     arrays = {"image": values, "label": values, "valid": np.ones((2, 1, 2, 2), np.uint8)}
     kinds = {"image": "image"} | ({"label": "label"} if dtype != "float64" else {})
     if "label" not in kinds:
         del arrays["label"]
     store = make_store(tmp_path / dtype, arrays, kinds)
-    spec = describe(store, np.arange(2), ScalingConfig(low=(0,), high=(65535,)))
+    high = 2**32 - 1 if dtype == "uint32" else 65535
+    spec = describe(store, np.arange(2), ScalingConfig(low=(0,), high=(high,)))
     for resident in (False, True):
         whole = Batches(store, np.arange(2), spec, batch_size=2, resident=resident, augment=False)
         batch = whole[0]

@@ -482,8 +482,8 @@ def _blocks(x: Tensor) -> Tensor:
 
 
 def _pairs(x: Tensor, axis: int) -> Tensor:
-    odd = x.shape[axis] % 2
-    x = F.pad(x, (0, odd) if axis == -1 else (0, 0, 0, odd))
+    if x.shape[axis] % 2:  # not by F.pad: that of torch 2.9 refuses grids without a column
+        x = torch.cat([x, torch.zeros_like(x.narrow(axis, -1, 1))], axis)
     return torch.unflatten(x, axis, (x.shape[axis] // 2, 2)).sum(axis)
 
 

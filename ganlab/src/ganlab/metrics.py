@@ -115,6 +115,8 @@ def spectral_angle(
     apart, along = (
         torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (made - true, made + true)
     )
+    # Torch 2.9 gives atan2(0, 0) a gradient that is not finite.
+    along = along.masked_fill(apart + along == 0, 1.0)
     return _mean(2 * torch.atan2(apart, along), counted)
 
 

@@ -260,8 +260,9 @@ class Batches:
 
     def _read(self, tiles: Tiles) -> Batch:
         raw = {name: self.store.read(name, tiles) for name in (*self.store.sources, "valid")}
-        # torch indexes no uint16 on all devices; the same bits travel as int16.
-        bits = {k: v.view(np.int16) if v.dtype == np.uint16 else v for k, v in raw.items()}
+        # Not every torch indexes these on all devices; the same bits travel as signed numbers.
+        signed = {np.dtype("uint16"): np.int16, np.dtype("uint32"): np.int32}
+        bits = {k: v.view(signed.get(v.dtype, v.dtype)) for k, v in raw.items()}
         return {name: torch.from_numpy(array) for name, array in bits.items()}
 
     def _make(self, raw: Batch, plan: _Plan, rows: Tiles | None = None) -> Batch:
@@ -274,6 +275,8 @@ class Batches:
             stored = _cut(here[name], rows, plan, source.factor)
             if source.dtype == "uint16":
                 stored = stored.int() & 0xFFFF
+            elif source.dtype == "uint32":
+                stored = stored.long() & 0xFFFFFFFF
             if source.kind == "image":
                 fine = valid.repeat_interleave(source.factor, 2).repeat_interleave(source.factor, 3)
                 batch[name] = self.spec.scalings[name].encode(stored, fine)
