@@ -29,7 +29,6 @@ from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
 from ganlab.errors import InputError, TrainingFailed
-from ganlab.losses.adversarial import Verdict
 from ganlab.losses.balance import schedule
 from ganlab.stabilize.choice import prepare
 from ganlab.tasks import TASKS
@@ -291,12 +290,9 @@ def _rehearse(trainer: Trainer) -> None:
     task, batch = trainer.task.eval(), trainer.batches[trainer.step]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         batch = task.prepare(batch)
-        out, verdict = task.generate(batch), None
-        if task.discriminator is not None:
-            given = (*task.judged(batch, out), batch["valid"])
-            seen = trainer.stabilizers.shown(given, trainer.step, learns=False)
-            doubt = trainer.config.stabilizers.smoothing
-            verdict = Verdict(task.discriminator, *seen, doubt=doubt)
+        out = task.generate(batch)
+        verdict = trainer.verdict(batch, out)
+        if verdict is not None:
             terms = task.discriminator_losses(batch, out, verdict)
             if trainer.balances[1] is not None:
                 trainer.balances[1](terms, None, trainer.step)

@@ -137,7 +137,7 @@ class Trainer:
             said = self._update_discriminator(task.discriminator, batch, out, judges)
             task.discriminator.requires_grad_(False)
         with torch.set_grad_enabled(plays):
-            terms = task.generator_losses(batch, out, self._verdict(batch, out))
+            terms = task.generator_losses(batch, out, self.verdict(batch, out))
         if plays:
             total, weights = self.balances[0](terms, task.last_layer, self.step)
             # The first of the generator's steps from there on: a critic takes the others.
@@ -161,7 +161,7 @@ class Trainer:
     ) -> tuple[Terms, Tensor | None]:
         """Its terms and its accuracy; a discriminator that rests is only asked."""
         out = {name: value.detach() for name, value in out.items()}
-        verdict, balance = self._verdict(batch, out, learns=judges), self.balances[1]
+        verdict, balance = self.verdict(batch, out, learns=judges), self.balances[1]
         if verdict is None or balance is None:
             raise TypeError(f"{type(self.task).__name__}: a discriminator needs a balance")
         with torch.set_grad_enabled(judges):
@@ -179,7 +179,8 @@ class Trainer:
         self._update("discriminator", total, {**terms, **extra}, weights)
         return terms, verdict.accuracy
 
-    def _verdict(self, batch: Batch, out: dict[str, Tensor], learns: bool = False) -> Any:
+    def verdict(self, batch: Batch, out: dict[str, Tensor], learns: bool = False) -> Any:
+        """What the discriminator is asked about a prepared batch; None without one."""
         discriminator = self.task.discriminator
         if discriminator is None:
             return None
