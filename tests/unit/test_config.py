@@ -97,11 +97,11 @@ def test_paths_and_the_lack_of_one():
 def test_missing_fields_take_their_defaults_and_unknown_ones_are_refused():
     assert from_dict(TrainingConfig, {}) == TrainingConfig()
     assert from_dict(TrainingConfig, {"split": {"block": 64}}).split == SplitConfig(block=64)
-    with pytest.raises(TypeError, match="stepz"):
+    with pytest.raises(InputError, match="stepz"):
         from_dict(TrainingConfig, {"stepz": 3})
-    with pytest.raises(TypeError, match="sizze"):
+    with pytest.raises(InputError, match="sizze"):
         from_dict(TrainingConfig, {"split": {"sizze": 3}})
-    with pytest.raises(TypeError, match="images"):
+    with pytest.raises(InputError, match="images"):
         from_dict(TilingConfig, {"to": "x"})
 
 

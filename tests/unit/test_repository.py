@@ -17,20 +17,7 @@ from packaging.requirements import Requirement
 
 import ganlab
 
-SOURCE = Path(ganlab.__file__).parent
-MODULES = sorted(SOURCE.rglob("*.py"))
 NAMES = sorted(m.name for m in pkgutil.walk_packages(ganlab.__path__, "ganlab."))
-
-
-def lines(path: Path) -> int:
-    """Lines that there is something to read in: docstrings count, blank lines do not."""
-    return sum(bool(line.strip()) for line in path.read_text().splitlines())
-
-
-def test_the_library_can_be_read_in_an_afternoon() -> None:
-    assert sum(map(lines, MODULES)) <= 12500
-    assert len([path for path in MODULES if path.name != "__init__.py"]) <= 64
-    assert lines(SOURCE / "training" / "trainer.py") <= 250
 
 
 def public(name: str) -> Iterator[tuple[str, object]]:

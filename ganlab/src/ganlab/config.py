@@ -722,19 +722,38 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
-    """The inverse of ``to_dict``; an unknown field raises ``TypeError``."""
-    types = {f.name: f.type for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    arguments = dict(values)
+def from_dict(kind: type[Config], values: Any) -> Config:
+    """The inverse of ``to_dict``, for values that may come from anybody's file.
+
+    Raises:
+        InputError: a field is missing, unknown, of another type or not among its choices; the
+            message begins with its name.
+    """
+    import pydantic
+
+    try:
+        known = _only_known_fields(kind, values)
+        # As JSON and strictly: lists become tuples and texts paths, but no text becomes a number.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(known), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or kind.__name__
+        raise InputError(f"{place}: {first['msg']}, found {first['input']!r:.80}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{kind.__name__}: {error!r:.200}") from None
+
+
+def _only_known_fields(kind: Any, values: Any, path: str = "") -> Any:
+    """The values as they are; refuses names that are no fields of the dataclass, at any depth."""
+    if not isinstance(values, dict):
+        return values
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for name, value in values.items():
-        declared = types.get(name)
-        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
-            arguments[name] = from_dict(declared, value)
-        elif isinstance(value, list):
-            arguments[name] = tuple(map(Path, value) if declared == tuple[Path, ...] else value)
-        elif declared is Path or (declared == Path | None and value is not None):
-            arguments[name] = Path(value)
-    return kind(**arguments)
+        if name not in fields:
+            raise InputError(f"{path}{name}: no setting of {kind.__name__}")
+        if dataclasses.is_dataclass(fields[name]):
+            _only_known_fields(fields[name], value, f"{path}{name}.")
+    return values
 
 
 def check_words(config: Any) -> None:
