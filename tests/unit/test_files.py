@@ -52,9 +52,14 @@ def test_text_is_replaced_and_nothing_stays_beside_it(tmp_path):
 def test_an_error_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), beside(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half():
+        with beside(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -102,9 +107,9 @@ def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=r"run is being written by another process \(mine\)"):
-            with exclusive(target, "mine"):
-                pass
+        refusal = r"run is being written by another process \(mine\)"
+        with pytest.raises(InputError, match=refusal), exclusive(target, "mine"):
+            pass
         other.kill()
         other.wait()
     with exclusive(target, "mine"):
