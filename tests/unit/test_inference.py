@@ -20,6 +20,7 @@ from torch import nn
 
 from ganlab import inference
 from ganlab.config import ApplyConfig, Pix2PixConfig, TilingConfig, TrainingConfig, UNetConfig
+from ganlab.data import geotiff
 from ganlab.data.batches import DataSpec, Scaling
 from ganlab.data.scenes import Grid, Scene
 from ganlab.data.store import Source
@@ -445,7 +446,7 @@ def test_any_number_of_bands_and_no_transparency(tmp_path, run_of, names, dtype)
     array = noise((len(names), 40, 50), dtype)
     array[:, 0, 0] = 0
     colours = [
-        ColorInterp[name] if name in inference.COLOURS else ColorInterp.undefined for name in names
+        ColorInterp[name] if name in geotiff.COLOURS else ColorInterp.undefined for name in names
     ]
     options = {"names": names, "colours": colours, "photometric": "minisblack"}
     scene = raster(tmp_path / "in.tif", array, **options)
@@ -548,7 +549,7 @@ def test_missing_floats(tmp_path, run_of, nodata):
 )  # fmt: skip
 def test_made_values_that_would_read_as_missing_move_by_one_step(dtype, nodata):
     stored = np.asarray([nodata, 3, 4], dtype)
-    moved = inference._avoid(stored, nodata)
+    moved = geotiff._avoid(stored, nodata)
     assert moved.dtype == stored.dtype
     assert np.isfinite(moved).all()
     assert moved[0] != stored[0]
@@ -761,7 +762,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path, run_of, monkeypatch, when
         monkeypatch.setattr(rasterio.shutil, "copy", lossy)
     else:
         where = {"copy": (rasterio.shutil, "copy"), "replace": (os, "replace")}
-        monkeypatch.setattr(*where.get(when, (inference._Output, "write")), full)
+        monkeypatch.setattr(*where.get(when, (inference.Output, "write")), full)
     kind = KeyboardInterrupt if when == "interrupt" else InputError
     with pytest.raises(kind, match=None if when == "interrupt" else r"made\.tif cannot be written"):
         applied(tmp_path, scene, overwrite=True, window=64, overlap=8)

@@ -577,7 +577,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path, run_of, hole_task, monkey
         calls.append(arguments)
         raise OSError(28, "No space left on device")
 
-    place = (inference._Output, "write") if when == "write" else (inference.os, "replace")
+    place = (inference.Output, "write") if when == "write" else (inference.os, "replace")
     monkeypatch.setattr(*place, full)
     with pytest.raises(InputError, match=r"made\.tif cannot be written"):
         applied(tmp_path, scene, overwrite=True)

@@ -583,9 +583,9 @@ def test_a_full_disk_leaves_what_stood_there(
         raise OSError(28, "No space left on device")
 
     place = {
-        "write": (inference._Output, "write"),
+        "write": (inference.Output, "write"),
         "fill": (inference, "_fill"),
-        "finish": (inference._Output, "finish"),
+        "finish": (inference.Output, "finish"),
         "replace": (inference.os, "replace"),
     }[when]
     monkeypatch.setattr(*place, full)

@@ -17,21 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 import torch
-from rasterio.dtypes import in_dtype_range
-from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from torch import Tensor, nn
 
 from ganlab import clouds
 from ganlab.config import ApplyConfig
+from ganlab.data.geotiff import Output
 from ganlab.data.scenes import (
     VECTORS,
     Array,
     Bools,
-    Grid,
     Scene,
     check_same_grid,
     open_labels,
@@ -52,7 +49,6 @@ UNLIKE = 0.05
 CACHE_BYTES = 128 * 2**20
 STRIP = 512
 """Rows of a mask that are checked at a time."""
-COLOURS = ("red", "green", "blue")
 
 ORIGIN = Source("origin", "label", "uint8", ("origin",), classes=(0, 1, 2))
 """Where a pixel comes from: 0 the scene as it was, 1 seen through cloud, 2 invented."""
@@ -173,7 +169,7 @@ def _write(
     scene: Scene,
     holes: Holes | None,
     progress: Progress | None,
-) -> list["_Output"]:
+) -> list[Output]:
     """All outputs of a task as plain GeoTIFFs in a folder."""
     blocks = generate_scene(
         task,
@@ -189,7 +185,7 @@ def _write(
     sources = [field.source for field in task.outputs]
     if task.keeps:  # pixels of the scene come back as they are, and what they mean
         sources[0] = replace(sources[0], dtype=scene.dtype, nodata=scene.nodata)
-    outputs = [_Output(folder, source, scene.grid.scaled(task.scale)) for source in sources]
+    outputs = [Output(folder, source, scene.grid.scaled(task.scale)) for source in sources]
     for block, valid, stored in blocks:
         made = valid
         if task.hole:
@@ -233,9 +229,9 @@ def _fill(
     config: ApplyConfig,
     filler: Task,
     scene: Scene,
-    layers: list["_Output"],
+    layers: list[Output],
     progress: Progress | None,
-) -> list["_Output"]:
+) -> list[Output]:
     """Invent the ground under opaque cloud: filled ground, alpha, and where each pixel is from."""
     ground, alpha = layers
     chosen = replace(config, bands=())  # the ground has only the bands that were asked for
@@ -250,7 +246,7 @@ def _fill(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*has no hole to fill")  # no cloud is opaque
         filled, invented = _write(folder / "filled", config, filler, seen, opaque, progress)
-    origin = _Output(folder, ORIGIN, scene.grid)
+    origin = Output(folder, ORIGIN, scene.grid)
     with rasterio.open(filled.plain) as made, rasterio.open(invented.plain) as new:
         for _, block in made.block_windows(1):
             was, valid = scene.read(block)
@@ -411,59 +407,6 @@ class _Canvas:
         return slice((left - self.left) * self.scale, (right - self.left) * self.scale)
 
 
-class _Output:
-    """One output: a plain tiled GeoTIFF while it grows, then copied to a cloud-optimized one."""
-
-    def __init__(self, folder: Path, source: Source, grid: Grid) -> None:
-        self.source, self.masked, self.total = source, False, 0
-        nodata, dtype = source.nodata, source.dtype
-        self.nodata = nodata if nodata is not None and in_dtype_range(nodata, dtype) else None
-        self.plain, self.final = folder / f"{source.name}.tif", folder / f"{source.name}-cog.tif"
-        bands = ("class",) if source.kind == "label" else source.bands
-        profile = {"driver": "GTiff", "count": len(bands), "dtype": dtype, **vars(grid)}
-        profile |= {"nodata": self.nodata, "tiled": True, "bigtiff": "if_safer"}
-        # Otherwise GDAL takes the fourth of four byte bands for transparency.
-        self.file = rasterio.open(self.plain, "w", **profile, photometric="minisblack")
-        self.file.descriptions = bands
-        if set(COLOURS) <= set(bands):
-            other = ColorInterp.undefined
-            self.file.colorinterp = [ColorInterp[b] if b in COLOURS else other for b in bands]
-
-    def write(self, window: Window, valid: Bools, made: Bools, stored: Array) -> None:
-        """Write ``(C, h, w)``, and what says where it is valid; where made, no nodata is meant."""
-        if self.nodata is not None:
-            if self.source.kind != "label":
-                stored = np.where(made, _avoid(stored, self.nodata), stored)
-            stored = np.where(valid, stored, np.asarray(self.nodata, stored.dtype))
-        elif self.masked or not valid.all():
-            if not self.masked:
-                self.file.write_mask(True)  # all that was written so far was valid
-                self.masked = True
-            self.file.write_mask(valid, window=window)
-        self.file.write(stored, window=window)
-        self.total += _sum_of_bytes(stored)
-
-    def finish(self) -> Path:
-        """The cloud-optimized copy, read again: GDAL does not always say that a disk is full."""
-        options = {"compress": "deflate", "bigtiff": "if_safer"}
-        method = "nearest" if self.source.kind == "label" else "average"
-        try:
-            rasterio.shutil.copy(
-                self.plain, self.final, "COG", overview_resampling=method, **options
-            )
-        except Exception as error:  # GDAL's errors have no common type
-            raise OSError(str(error)) from error
-        with rasterio.open(self.final) as made:
-            blocks = (made.read(window=block) for _, block in made.block_windows(1))
-            if sum(map(_sum_of_bytes, blocks)) != self.total:
-                raise OSError("the disk did not take all of it")
-        return self.final
-
-
-def _sum_of_bytes(stored: Array) -> int:
-    return int(np.ascontiguousarray(stored).view(np.uint8).sum(dtype=np.uint64))
-
-
 def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
     """The scene that a model starts from, checked against what it was trained on."""
     vector, labels = file.lower().endswith(VECTORS), source.kind == "label"
@@ -556,13 +499,3 @@ def _swaths(columns: list[Span], width: int) -> Iterator[tuple[list[Span], int, 
         right = columns[last].start if last < len(columns) else width
         yield columns[max(first - 1, 0) : last], left, right
         first = last
-
-
-def _avoid(stored: Array, nodata: float) -> Array:
-    """Move made values that equal the nodata value by one step, so that they stay visible."""
-    kind = stored.dtype.type
-    if stored.dtype.kind == "f":
-        step = np.nextafter(kind(nodata), kind(0 if nodata > 0 else 1))
-    else:
-        step = kind(nodata + 1 if nodata < np.iinfo(kind).max else nodata - 1)
-    return np.where(stored == nodata, step, stored)

@@ -14,8 +14,8 @@ import rasterio
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from ganlab.data.geotiff import write_geotiff
 from ganlab.data.scenes import Array, open_scene
-from ganlab.data.toytown import write_geotiff
 from ganlab.errors import InputError
 
 CLASSES = ("water", "marsh", "bare or built", "sparse vegetation", "dense vegetation")

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from affine import Affine
 
 from ganlab.config import ToytownConfig
+from ganlab.data.geotiff import write_geotiff
 from ganlab.errors import InputError
 from ganlab.randomness import uniforms
 
 Array = npt.NDArray[Any]
 Place = tuple[slice, ...]
-Names = Sequence[str]
 
 CLASSES = ("ground", "building", "road", "tree", "water")
 GROUND, BUILDING, ROAD, TREE, WATER = range(5)
@@ -402,32 +401,3 @@ def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
         write_geotiff(image, rgb, CRS, grid, ("red", "green", "blue"))
         write_geotiff(labels, classes, CRS, grid, ("class",), CLASSES)
     return pairs
-
-
-def write_geotiff(
-    path: Path, pixels: Array, crs: Any, transform: Affine, bands: Names, classes: Names = ()
-) -> None:
-    """Write ``(C, h, w)`` pixels as a tiled, compressed GeoTIFF, beside its place, and rename.
-
-    Names of classes become the tags ``class_0``, ``class_1`` and so on.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    count, height, width = pixels.shape
-    options = {"dtype": pixels.dtype, "crs": crs, "transform": transform, "interleave": "band"}
-    options |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
-    options |= {"predictor": 2 if count > 1 else 1, "zlevel": 9}
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(part, "w", "GTiff", width, height, count, **options) as file:
-            file.write(pixels)
-            file.descriptions = tuple(bands)
-            file.update_tags(**{f"class_{i}": name for i, name in enumerate(classes)})
-        part.replace(path)
-    except (OSError, rasterio.errors.RasterioError) as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
-    finally:
-        if part.exists():
-            part.unlink()
