@@ -24,12 +24,12 @@ from rasterio.warp import transform_geom
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
+from ganlab.data.bands import reordered
 from ganlab.data.scenes import (
     Grid,
     check_same_grid,
     open_labels,
     open_scene,
-    reordered,
     windows,
 )
 from ganlab.errors import InputError

@@ -55,7 +55,8 @@ class TilingConfig:
     """Cut scenes into a tile store that training reads at memory speed."""
 
     images: tuple[str, ...]
-    """Scenes. Separate band files of one scene are joined by commas: B4.tif,B3.tif,B2.tif."""
+    """Scenes. Separate band files of one scene are joined by commas: B4.tif,B3.tif,B2.tif. A file
+    whose own name holds a comma is found first."""
     to: Path
     """Folder of the new tile store; it must not exist yet."""
     labels: tuple[str, ...] = ()
@@ -74,7 +75,8 @@ class TilingConfig:
     minimum_valid: float = 0.5
     """Tiles with a smaller share of valid pixels are left out."""
     bands: tuple[str, ...] = ()
-    """Bands to keep, by number (from 1) or name; all if not given."""
+    """Bands to keep, by number (from 1) or name; all if not given. Where bands are called by
+    digits, name:4 is the band of that name and number:4 the fourth."""
     classes: tuple[int, ...] = ()
     """Label values that may occur; collected from the labels if not given."""
     attribute: str | None = None
@@ -648,7 +650,8 @@ class ApplyConfig:
     batch_size: int = 4
     """Windows at a time."""
     bands: tuple[str, ...] = ()
-    """Bands of the scene, by number or name, in the order of the training."""
+    """Bands of the scene, by number or name, in the order of the training; name:4 and number:4
+    say which of the two is meant."""
     attribute: str | None = None
     """Vector input: the attribute that holds the class."""
     like: str | None = None

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ganlab import clouds
 from ganlab.config import ApplyConfig
+from ganlab.data.bands import reordered, split_paths
 from ganlab.data.geotiff import Output
 from ganlab.data.scenes import (
     VECTORS,
@@ -33,7 +34,6 @@ from ganlab.data.scenes import (
     check_same_grid,
     open_labels,
     open_scene,
-    reordered,
 )
 from ganlab.data.store import Source
 from ganlab.errors import InputError
@@ -138,7 +138,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     others = (to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)
     targets = [to, *others]
     for path in targets:
-        _check_target(path, [*config.scene.split(","), config.mask], config.overwrite)
+        _check_target(path, [*split_paths(config.scene), config.mask], config.overwrite)
     folder = to.with_name(f".{to.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)  # a killed process may have left it
     environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True)

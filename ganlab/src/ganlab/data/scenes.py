@@ -7,7 +7,6 @@ valid mask: 1 = measured.
 
 import math
 import os
-import re
 import shlex
 import threading
 import warnings
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
+from ganlab.data.bands import Band, choose_bands, split_paths, stacked
 from ganlab.data.grids import Grid
 from ganlab.errors import InputError
 
@@ -75,15 +75,6 @@ class Scene:
 
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
         raise NotImplementedError
-
-
-class Band(NamedTuple):
-    """One band of one file; ``number`` counts from 1."""
-
-    path: str
-    number: int
-    name: str
-    alpha: bool
 
 
 @dataclass(frozen=True)
@@ -144,8 +135,8 @@ class VectorScene(Scene):
 
 
 def open_scene(
-    paths: str | Path | Sequence[str],
-    bands: Sequence[str] = (),
+    paths: str | Path | Sequence[str | Path],
+    bands: Sequence[str | int] = (),
     nodata: float | None = None,
     ungeoreferenced: bool = False,
 ) -> RasterScene:
@@ -154,16 +145,17 @@ def open_scene(
     Args:
         paths: one file, several joined by commas, or a sequence of files.
         bands: by number (from 1, through all files) or by name: a description, a colour, or the
-            band that a file is named after (``B4``). If empty, all but alpha. An alpha band that
-            is asked for is no mask: GDAL marks any fourth band of uint8 files so.
+            band that a file is named after (``B4``). Where a text can be both, it is
+            ``"number:4"`` or ``"name:4"``. If empty, all but alpha. An alpha band that is asked
+            for is no mask: GDAL marks any fourth band of uint8 files so.
         nodata: value of missing pixels, for files that declare none.
         ungeoreferenced: accept files without a CRS.
 
     Raises:
         InputError: unreadable file, no CRS, no such band, band files that do not fit together.
     """
-    files = str(paths).split(",") if isinstance(paths, str | Path) else list(paths)
-    opened = [_open_file(file, len(files) > 1, ungeoreferenced) for file in files]
+    files = split_paths(paths)
+    opened = [_open_file(file, ungeoreferenced) for file in files]
     first = opened[0]
     for other in opened[1:]:
         check_same_grid(first, other)
@@ -173,15 +165,11 @@ def open_scene(
                 f"{other.file} is {theirs}, {first.file} is {mine}: stack only files that agree"
             )
     everything = [band for scene in opened for band in scene.parts]
-    chosen = [band for band in everything if not band.alpha and not bands]
-    for wanted in bands:
-        found = [band for band in everything if band.name == wanted]
-        if wanted.isdigit():
-            found = everything[int(wanted) - 1 : int(wanted)]
-        if len(found) != 1:
-            names = ", ".join(f"{i} ({band.name})" for i, band in enumerate(everything, start=1))
-            raise InputError(f"{first.file} has no single band {wanted!r}; it has {names}")
-        chosen += found
+    if len(opened) > 1:
+        everything = stacked(everything)
+    chosen = [band for band in everything if not band.alpha]
+    if bands:
+        chosen = choose_bands(bands, everything)
     if not chosen:
         raise InputError(f"{first.file} has nothing but an alpha band; ask for it with --bands 1")
     nodata = nodata if first.nodata is None else first.nodata
@@ -255,17 +243,6 @@ def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor:
     raise InputError(f"{where}: {'; '.join(differences)}. Repair: {repair}")
 
 
-def reordered(bands: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether bands of one name stand at other places in ``others``.
-
-    The number of a band without a name says nothing about another file that holds a part of them,
-    so numbers are compared only if both have the same ones.
-    """
-    shared = [name for name in bands if name in others and not name.isdigit()]
-    shared = list(bands) if set(bands) == set(others) else shared
-    return any(bands.index(name) != others.index(name) for name in shared)
-
-
 def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> list[Window]:
     """Windows of ``size`` x ``size`` pixels over a raster, row by row from its upper left.
 
@@ -310,7 +287,7 @@ def _dataset(path: str, age: int, process: int, thread: int) -> Any:
     return _open(path)
 
 
-def _open_file(path: str | Path, stacked: bool, ungeoreferenced: bool) -> RasterScene:
+def _open_file(path: str | Path, ungeoreferenced: bool) -> RasterScene:
     path, stem = str(path), Path(path).stem
     try:
         with _open(path) as dataset:
@@ -326,14 +303,13 @@ def _open_file(path: str | Path, stacked: bool, ungeoreferenced: bool) -> Raster
             f"{path} has bands of type {', '.join(sorted(dtypes))}; expected one of "
             f"{', '.join(DTYPES)} for all: gdal_translate -ot"
         )
-    named = re.search(r"(?<![A-Za-z0-9])B\d{1,2}A?(?![A-Za-z0-9])", stem)
     parts = []
     for i, (colour, description) in enumerate(described, start=1):
         alpha = colour.name == "alpha"
-        name = colour.name if colour.name in ("red", "green", "blue") else str(i)
-        if stacked:
-            name = (named[0] if named else stem) + (f"-{i}" if len(described) > 1 else "")
-        parts.append(Band(path, i, "alpha" if alpha else description or name, alpha))
+        coloured = colour.name in ("red", "green", "blue")
+        name = description or (colour.name if coloured else str(i))
+        named = alpha or coloured or bool(description)
+        parts.append(Band(path, i, "alpha" if alpha else name, alpha, named, description or ""))
     bands = tuple(band.name for band in parts)
     return RasterScene(stem, path, grid, dtypes.pop(), bands, nodata, tuple(parts))
 

@@ -21,12 +21,12 @@ import rasterio
 from rasterio.windows import Window
 
 from ganlab.config import TilingConfig, to_dict
+from ganlab.data.bands import reordered, split_paths
 from ganlab.data.scenes import (
     Scene,
     check_same_grid,
     open_labels,
     open_scene,
-    reordered,
     windows,
 )
 from ganlab.data.store import FORMAT, VALID, VERSION, Source, StoredScene, Tile, TileStore, checksum
@@ -131,7 +131,7 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
     if len(set(counts.values())) != 1 or not config.images:
         found = ", ".join(f"{count} {name}s" for name, count in counts.items())
         raise InputError(f"{found}: give one of each for every scene, in the same order")
-    paths = [Path(image.split(",")[0]) for image in config.images]
+    paths = [Path(split_paths(image)[0]) for image in config.images]
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}-{path.stem}" for path in paths]
