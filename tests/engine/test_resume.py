@@ -15,6 +15,7 @@ import torch
 
 from ganlab.config import ScheduleConfig, to_dict
 from ganlab.errors import InputError
+from ganlab.files import LEFTOVER
 from ganlab.training import Trainer, checkpoints, load_task, resume, train
 from ganlab.training.processes import interruptible
 from ganlab.training.records import read_metrics
@@ -120,10 +121,13 @@ def test_lines_after_the_checkpoint_go(tiles, tmp_path, quick, tiny, same_runs):
 def test_leftovers_are_swept(tiles, tmp_path, quick, tiny):
     run = train(tiny(), tiles, tmp_path / "run", quick(steps=2))
     leftovers = [
-        run / "checkpoints" / "step-00000009.safetensors.tmp",
-        run / "config.json.tmp",
-        run / "metrics.jsonl.tmp",
+        run / "checkpoints" / f".step-00000009.safetensors.abc{LEFTOVER}",
+        run / f".config.json.abc{LEFTOVER}",
+        run / f".metrics.jsonl.abc{LEFTOVER}",
+        run / f".failed-step-00000003.safetensors.abc{LEFTOVER}",
+        run / "samples" / f".step-00000003.png.abc{LEFTOVER}",
     ]
+    (run / "samples").mkdir()
     for leftover in leftovers:
         leftover.write_text("half")
     resume(run)
@@ -200,11 +204,11 @@ from ganlab.config import Pix2PixConfig, TrainingConfig, from_dict
 from ganlab.training import Trainer, checkpoints, resume, train
 
 settings = json.loads(sys.argv[1])
-run, sync, step = Path(settings["run"]), checkpoints._sync, Trainer.train_step
+run, flush, step = Path(settings["run"]), checkpoints._flush, Trainer.train_step
 
-def slow_sync(path):
-    sync(path)
-    if path.name == settings["hang_at"]:
+def slow_flush(file):
+    flush(file)
+    if settings["hang_at"] and settings["hang_at"] in file.name:
         Path(settings["marker"]).touch()
         time.sleep(60)
 
@@ -212,7 +216,7 @@ def slow_step(self, batch):
     step(self, batch)
     time.sleep(0.02)
 
-checkpoints._sync, Trainer.train_step = slow_sync, slow_step
+checkpoints._flush, Trainer.train_step = slow_flush, slow_step
 if checkpoints.all_in(run / "checkpoints"):
     resume(run)
 else:
@@ -232,7 +236,7 @@ class Training:
             "tiles": str(tiles),
             "run": str(run),
             "training": to_dict(config),
-            "hang_at": hang_at and checkpoints.name(hang_at) + ".tmp",
+            "hang_at": hang_at and checkpoints.name(hang_at),
             "marker": str(self.marker),
         }
         self.process = subprocess.Popen(
@@ -277,7 +281,8 @@ def test_kill_9_at_any_moment_loses_nothing(tiles, tmp_path, quick, tiny, same_r
             if hang_at:
                 training.wait_until(training.marker.exists)
                 assert training.reached() == 35
-                assert (run / "checkpoints" / f"{checkpoints.name(40)}.tmp").exists()
+                leftovers = (run / "checkpoints").glob(f".{checkpoints.name(40)}.*{LEFTOVER}")
+                assert len(list(leftovers)) == 1
             else:
                 before = training.reached()
                 training.wait_until(lambda old=before: training.reached() > old)
@@ -288,7 +293,7 @@ def test_kill_9_at_any_moment_loses_nothing(tiles, tmp_path, quick, tiny, same_r
         assert 0 < state["step"] < 120
         assert load_task(run, device="cpu").generator.last_layer.weight.isfinite().all()
     resume(run)
-    assert not list(run.rglob("*.tmp"))
+    assert not list(run.rglob(f"*{LEFTOVER}"))
     same_runs(train(tiny(), tiles, tmp_path / "whole", config), run)
 
 

@@ -255,6 +255,7 @@ def test_what_is_not_finite_stops_the_run(make_trainer, quick, tiny, tmp_path, h
         trainer.fit()
     (path,) = tmp_path.glob("failed-step-*.safetensors")
     assert str(path) in str(caught.value)
+    assert (caught.value.step, caught.value.batch) == (5, path.name)
     batch, expected = load_file(path), trainer.batches[5]
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
@@ -268,16 +269,64 @@ def test_what_is_not_finite_stops_the_run(make_trainer, quick, tiny, tmp_path, h
 def test_weights_that_run_away_stop_the_run(make_trainer, quick, tiny, tmp_path):
     config = quick(steps=20, log_every=9, checkpoint_every=4, generator_lr=1e30)
     trainer = make_trainer(lambda spec: Pix2Pix(tiny(), spec), config)
-    with pytest.raises(TrainingFailed, match="infinite or NaN at step [01];"):
+    with pytest.raises(TrainingFailed, match="at step [01];.*no checkpoint had been saved yet"):
         trainer.fit()
     assert checkpoints.all_in(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("what", ["average", "buffer", "moment"])
+def test_what_is_not_finite_beside_the_weights_is_never_saved(
+    make_trainer, quick, tiny, tmp_path, what
+):
+    class Spoilt(Pix2Pix):
+        """One number of its trainer's state becomes NaN at the sixth step."""
+
+        def generator_losses(self, batch, out, verdict):
+            if trainer.step == 5:
+                place = {
+                    "average": lambda: next(trainer.ema.module.parameters()),
+                    "buffer": lambda: self.generator.get_buffer("spoilt"),
+                    "moment": lambda: next(iter(trainer.optimizers["generator"].state.values()))[
+                        "exp_avg_sq"
+                    ],
+                }[what]()
+                place.data.view(-1)[0] = math.inf if what == "moment" else math.nan
+            return super().generator_losses(batch, out, verdict)
+
+    def task(spec):
+        task = Spoilt(tiny(), spec)
+        task.generator.register_buffer("spoilt", torch.zeros(2))
+        return task
+
+    trainer = make_trainer(task, quick(steps=20, log_every=20, checkpoint_every=2, keep=1))
+    with pytest.raises(TrainingFailed, match="at step 5;.*is kept .step-00000004.safetensors.;"):
+        trainer.fit()
+    (saved,) = checkpoints.all_in(tmp_path / "checkpoints")
+    assert checkpoints.step_of(saved) == 4
+    state = checkpoints.load(saved)
+    kept = [state["players"], state["ema"], state["optimizers"]]
+    assert checkpoints.all_finite(checkpoints.tensors_in(kept))
+
+
+def test_a_failed_batch_that_cannot_be_written_does_not_hide_the_failure(
+    make_trainer, quick, tiny, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(lambda spec: Poisoned(tiny(), spec), quick(steps=20))
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    failed = pytest.raises(TrainingFailed, match="at step 5; its batch could not be saved")
+    with failed as caught, pytest.warns(UserWarning, match="failed-step-00000005.*No space left"):
+        trainer.fit()
+    assert (caught.value.step, caught.value.batch) == (5, None)
 
 
 def test_a_disk_that_fills_up_keeps_what_was_saved(
     make_trainer, quick, tiny, tmp_path, monkeypatch
 ):
     trainer = make_trainer(lambda spec: Pix2Pix(tiny(), spec), quick(steps=9, checkpoint_every=3))
-    save, calls = checkpoints.save_file, []
+    save, calls = checkpoints.write_tensors, []
 
     def full(*arguments, **options):
         calls.append(1)
@@ -285,7 +334,7 @@ def test_a_disk_that_fills_up_keeps_what_was_saved(
             raise OSError(28, "No space left on device")
         save(*arguments, **options)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
     with pytest.raises(InputError, match="No space left on device.*earlier checkpoints are kept"):
         trainer.fit()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [checkpoints.name(3)]

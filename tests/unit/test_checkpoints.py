@@ -1,19 +1,23 @@
 """Checkpoints: what goes in comes out, and nothing else ever does."""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import pickle
+import resource
 import struct
 
 import numpy as np
 import pytest
 import torch
+from damage import flip_bit, truncate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from ganlab import files
 from ganlab.errors import InputError
 from ganlab.training import checkpoints
 
@@ -73,6 +77,7 @@ def test_any_tree_returns(tree, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any" / "tree.safetensors"
     checkpoints.save(path, tree)
     assert alike(checkpoints.load(path), tree)
+    load_file(path)
     assert [p.name for p in path.parent.iterdir()] == ["tree.safetensors"]
 
 
@@ -145,9 +150,16 @@ def broken(tmp_path, monkeypatch):
     raw = good.read_bytes()
     deep = "[" * 100_000 + "]" * 100_000
 
-    def with_tree(text):
+    def with_tree(text, **tensors):
         path = tmp_path / "made"
-        save_file({}, path, metadata={"format": checkpoints.FORMAT, "tree": text})
+        digest = checkpoints.digest(tensors, text)
+        metadata = {"format": checkpoints.FORMAT, "tree": text, "digest": digest}
+        save_file(tensors, path, metadata=metadata)
+        return path.read_bytes()
+
+    def without_digest():
+        path = tmp_path / "made"
+        save_file({}, path, metadata={"format": checkpoints.FORMAT, "tree": "1"})
         return path.read_bytes()
 
     save_file({"a": torch.ones(1)}, tmp_path / "foreign")
@@ -169,6 +181,11 @@ def broken(tmp_path, monkeypatch):
         "missing tensor": with_tree('{"tensor": "9"}'),
         "no tensor name": with_tree('{"tensor": {}}'),
         "too deep": with_tree(deep),
+        "no digest": without_digest(),
+        "tensor named often": with_tree(
+            '[{"tensor": "0"}, {"tensor": "0"}]', **{"0": torch.ones(9)}
+        ),
+        "tensor of no name": with_tree("[]", **{"0": torch.ones(9)}),
     }
     folder = tmp_path / "broken"
     folder.mkdir()
@@ -180,7 +197,8 @@ def broken(tmp_path, monkeypatch):
 
 BROKEN = (
     "empty|text|truncated|truncated header|pickle|torch.save|foreign safetensors|no tree|no json|"
-    "odd dict|list as key|number as dict|missing tensor|no tensor name|too deep|folder|absent"
+    "odd dict|list as key|number as dict|missing tensor|no tensor name|too deep|no digest|"
+    "tensor named often|tensor of no name|folder|absent"
 )
 
 
@@ -192,20 +210,32 @@ def test_what_is_no_checkpoint_is_refused_and_never_runs(broken, tmp_path, name)
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("where", ["save_file", "_sync", "os.replace"])
+@pytest.mark.parametrize("where", ["tempfile.mkstemp", "os.fsync", "os.replace"])
 def test_a_full_disk_keeps_the_older_and_leaves_no_half(tmp_path, monkeypatch, where):
     path = tmp_path / "step"
     checkpoints.save(path, {"a": 1})
 
     def full(*_, **__):
-        (tmp_path / "step.tmp").touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = f"ganlab.training.checkpoints.{where}"
-    monkeypatch.setattr(target, full)
+    monkeypatch.setattr(where, full)
     with pytest.raises(InputError, match="No space left on device"):
-        checkpoints.save(path, {"a": 2})
+        checkpoints.save(path, {"a": torch.ones(2)})
     monkeypatch.undo()
+    assert checkpoints.load(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["step"]
+
+
+def test_a_disk_that_takes_half_of_it_keeps_the_older(tmp_path):
+    path = tmp_path / "step"
+    checkpoints.save(path, {"a": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="File too large; earlier checkpoints are kept"):
+            checkpoints.save(path, {"a": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoints.load(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
 
@@ -220,28 +250,36 @@ def test_a_killed_writer_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "step"
     checkpoints.save(path, {"a": 1})
     monkeypatch.setattr(
-        "ganlab.training.checkpoints.os.replace", lambda *_: os.kill(os.getpid(), 9)
+        "ganlab.training.checkpoints.files.os.replace", lambda *_: os.kill(os.getpid(), 9)
     )
     child = os.fork()
     if child == 0:
         checkpoints.save(path, {"a": 2})
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert checkpoints.load(path) == {"a": 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step", "step.tmp"]
+    leftover, kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == "step"
+    assert leftover.startswith(".step.")
+    assert leftover.endswith(files.LEFTOVER)
 
 
 def test_it_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     events = []
-    sync, replace = checkpoints._sync, os.replace
-    monkeypatch.setattr(
-        "ganlab.training.checkpoints._sync", lambda p: (events.append(p.name), sync(p))
-    )
-    monkeypatch.setattr(
-        "ganlab.training.checkpoints.os.replace",
-        lambda a, b: (events.append("replace"), replace(a, b)),
-    )
+    fsync, replace = os.fsync, os.replace
+
+    def note_sync(handle):
+        events.append("sync")
+        fsync(handle)
+
+    def note_replace(old, new):
+        events.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr("ganlab.training.checkpoints.os.fsync", note_sync)
+    monkeypatch.setattr("ganlab.training.checkpoints.files.os.replace", note_replace)
     checkpoints.save(tmp_path / "step", {})
-    assert events == ["step.tmp", "replace", tmp_path.name]
+    assert events[0] == "sync"
+    assert events[-2:] == ["replace", "sync"]
 
 
 def test_order_and_tidying(tmp_path):
@@ -267,3 +305,112 @@ def test_finite():
         with torch.no_grad():
             layer.weight[1, 1] = bad
         assert not checkpoints.finite(layer)
+
+
+@pytest.mark.parametrize("kind", ["weight", "buffer"])
+def test_finite_looks_at_buffers_too(kind):
+    norm = torch.nn.BatchNorm2d(2)
+    assert checkpoints.finite(norm)
+    with torch.no_grad():
+        (norm.weight if kind == "weight" else norm.running_var)[1] = math.nan
+    assert not checkpoints.finite(norm)
+    assert checkpoints.finite(torch.nn.ReLU())
+
+
+# Digests
+
+
+def reference_digest(tensors, text=""):
+    """As the documentation says it, written out with numpy."""
+    found = hashlib.sha256(text.encode())
+    for key, tensor in sorted(tensors.items()):
+        array = tensor.contiguous().view(torch.uint8).numpy() if tensor.numel() else np.empty(0)
+        shape = ", ".join(map(str, tensor.shape))
+        found.update(f"\0{key}\0{tensor.dtype}\0[{shape}]\0".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def test_a_digest_is_sha_256_over_names_types_shapes_and_bytes():
+    tensors = {"b": torch.arange(6).view(2, 3), "a": torch.tensor([1.5], dtype=torch.bfloat16)}
+    tensors["empty"] = torch.zeros(0, 2)
+    assert checkpoints.digest(tensors) == reference_digest(tensors)
+    assert checkpoints.digest(tensors, "tree") == reference_digest(tensors, "tree")
+    turned = dict(reversed(tensors.items()))
+    assert checkpoints.digest(turned) == checkpoints.digest(tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a": torch.zeros(3)},
+        {"b": torch.zeros(2, 2)},
+        {"a": torch.zeros(4)},
+        {"a": torch.zeros(2, 2, dtype=torch.int32)},
+        {"a": -torch.zeros(2, 2)},
+        {},
+    ],
+)
+def test_a_digest_changes_with_every_part_of_a_tensor(change):
+    assert checkpoints.digest(change) != checkpoints.digest({"a": torch.zeros(2, 2)})
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+    path = tmp_path / "step-00000001.safetensors"
+    weights = {"generator": {"weight": torch.randn(3), "count": torch.tensor(7)}}
+    checkpoints.save(path, {"step": 1, "players": weights, "rate": 0.5})
+    for bit in range(8 * path.stat().st_size):
+        flip_bit(path, bit)
+        with pytest.raises(InputError, match="step-00000001"):
+            checkpoints.load(path)
+        flip_bit(path, bit)
+    assert checkpoints.load(path)["step"] == 1
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    path = tmp_path / "step-00000001.safetensors"
+    checkpoints.save(path, {"step": 1, "weight": torch.randn(3)})
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        truncate(path, size)
+        with pytest.raises(InputError, match="step-00000001"):
+            checkpoints.load(path)
+        path.write_bytes(whole)
+
+
+def test_the_error_for_a_cut_checkpoint_names_the_newest_whole_one(tmp_path):
+    paths = [tmp_path / checkpoints.name(step) for step in (10, 20, 30, 40)]
+    for path in paths:
+        checkpoints.save(path, {"a": torch.ones(5)})
+    for path in paths[2:]:
+        truncate(path, 60)
+    way = "use {whole}, not {broken}"
+    with pytest.raises(InputError, match=f"; use {paths[1]}, not {paths[3]}$"):
+        checkpoints.load_or_name_an_earlier(paths[3], way)
+    with pytest.raises(InputError, match=f"; use {paths[1]}, not {paths[2]}$"):
+        checkpoints.load_or_name_an_earlier(paths[2], way)
+    for path in paths[:2]:
+        truncate(path, 60)
+    with pytest.raises(InputError, match="; no earlier checkpoint is whole$"):
+        checkpoints.load_or_name_an_earlier(paths[2], way)
+
+
+def test_only_files_named_like_checkpoints_are_checkpoints(tmp_path):
+    checkpoints.save(tmp_path / checkpoints.name(123_456_789), {})
+    checkpoints.save(tmp_path / checkpoints.name(99_999_999), {})
+    for name in ("step-new.safetensors", "step-1.safetensors", "step-00000001.safetensors.bak"):
+        (tmp_path / name).touch()
+    assert list(map(checkpoints.step_of, checkpoints.all_in(tmp_path))) == [99_999_999, 123_456_789]
+    assert checkpoints.all_in(tmp_path / "nothing") == []
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot read the checkpoints in .*file: .*Not a dir"):
+        checkpoints.latest(tmp_path / "file")
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoints.os, "listdir", refused)
+    with pytest.raises(InputError, match="cannot read the checkpoints in .*Permission denied"):
+        checkpoints.all_in(tmp_path)

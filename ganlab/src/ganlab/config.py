@@ -742,6 +742,8 @@ def from_dict(kind: type[Config], values: Any) -> Config:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or kind.__name__
         raise InputError(f"{place}: {first['msg']}, found {first['input']!r:.80}") from None
+    except InputError:
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{kind.__name__}: {error!r:.200}") from None
 

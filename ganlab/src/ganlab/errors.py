@@ -11,4 +11,13 @@ class InputError(ValueError):
 
 
 class TrainingFailed(RuntimeError):
-    """A loss or weight became infinite or NaN; the message names the step and what to try."""
+    """A loss or weight became infinite or NaN; the message names the step and what to try.
+
+    Attributes:
+        step: where it was seen first.
+        batch: file name of the batch of that step in the run directory; None if it was not saved.
+    """
+
+    def __init__(self, message: str, step: int = 0, batch: str | None = None) -> None:
+        super().__init__(message)
+        self.step, self.batch = step, batch

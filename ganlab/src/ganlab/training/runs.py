@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ganlab import __version__
+from ganlab import __version__, files
 from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.store import Split, TileStore
@@ -251,9 +251,7 @@ def _fit(
         replace_text(run / "config.json", json.dumps(about, indent=1))
     except OSError as error:
         raise InputError(f"cannot write the run directory {run}: {error}") from error
-    for name in ("*.json", "*.jsonl", "checkpoints/step-*.safetensors"):  # no files of others
-        for leftover in run.glob(f"{name}.tmp"):
-            leftover.unlink(missing_ok=True)
+    _sweep(run)
     (run / FAILURE).unlink(missing_ok=True)
     shown = split.validation if len(split.validation) else split.train
     with closing(Records(run, trainer.step, config.tensorboard)) as records:
@@ -283,6 +281,15 @@ def _fit(
                 warnings.warn(f"the search for its first place ended by {error!r}", stacklevel=2)
             raise _told(run, failure, place) from failure
     return run
+
+
+def _sweep(run: Path) -> None:
+    """Remove what killed trainings left half written; evaluations may still write theirs."""
+    ours = ("config.json", "metrics.jsonl", "findings.jsonl", FAILURE, "failed-step-", "step-")
+    for folder in (run, run / "checkpoints", run / "samples"):
+        for leftover in folder.glob(f".*{files.LEFTOVER}"):
+            if leftover.name[1:].startswith(ours):
+                leftover.unlink(missing_ok=True)
 
 
 def _rehearse(trainer: Trainer) -> None:

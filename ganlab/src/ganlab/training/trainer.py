@@ -1,13 +1,13 @@
 """The training loop: one for every task."""
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -210,21 +210,55 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averages, values, 1 - decay)
 
-    def _stop_if_bad(self) -> None:
+    def _stop_if_bad(self, state: dict[str, Any] | None = None) -> None:
+        """Raise if a loss, a weight, a buffer or an average is not finite.
+
+        Args:
+            state: what is about to be saved; the moments in it are looked at, too.
+        """
         found = self.updates.first_bad()
-        if found is None and all(checkpoints.finite(p) for p in self.players.values()):
+        if found is None and self._is_finite(state):
             return
         bad = self.step - 1 if found is None else found
-        path = self.folder / f"failed-step-{bad:08d}.safetensors"
-        if self.state.is_main_process:
-            whole = copy.copy(self.batches)
-            whole.rank, whole.world = 0, 1
-            save_file({name: value.contiguous().cpu() for name, value in whole[bad].items()}, path)
+        batch = self._save_failed_batch(bad)
         self.state.wait_for_everyone()
+        where = "could not be saved" if batch is None else f"is in {self.folder / batch}"
         raise TrainingFailed(
-            f"a loss or weight became infinite or NaN at step {bad}; its batch is in {path}, the "
-            "last good checkpoint is kept; try a lower learning rate, or bf16 instead of fp16"
+            f"a loss or weight became infinite or NaN at step {bad}; its batch {where}, "
+            f"{self._last_good()}; try a lower learning rate, or bf16 instead of fp16",
+            bad,
+            batch,
         )
+
+    def _is_finite(self, state: dict[str, Any] | None) -> bool:
+        """In all processes, whose buffers may differ."""
+        modules = list(self.players.values())
+        if self.ema is not None:
+            modules.append(self.ema)
+        finite = all(map(checkpoints.finite, modules))
+        if state is not None:
+            finite = finite and checkpoints.all_finite(checkpoints.tensors_in(state["optimizers"]))
+        return float(self._mean(torch.tensor(float(finite), device=self.device))) == 1
+
+    def _save_failed_batch(self, step: int) -> str | None:
+        """The name of the file in the run directory; None if it could not be written."""
+        name = f"failed-step-{step:08d}.safetensors"
+        if not self.state.is_main_process:
+            return name
+        whole = copy.copy(self.batches)
+        whole.rank, whole.world = 0, 1
+        try:
+            checkpoints.write_tensors(self.folder / name, whole[step], {})
+        except OSError as error:
+            warnings.warn(f"{self.folder / name} cannot be written: {error}", stacklevel=2)
+            return None
+        return name
+
+    def _last_good(self) -> str:
+        saved = checkpoints.all_in(self.folder / "checkpoints")
+        if not saved:
+            return "no checkpoint had been saved yet"
+        return f"the last good checkpoint is kept ({saved[-1].name})"
 
     def _agree(self, interrupted: list[int]) -> bool:
         if self.state.num_processes == 1:
@@ -236,8 +270,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, unless the run has gone bad; the last ``keep`` stay."""
-        self._stop_if_bad()
         state, folder = self.state_dict(), self.folder / "checkpoints"
+        self._stop_if_bad(state)
         if self.state.is_main_process:
             checkpoints.save(folder / checkpoints.name(self.step), state)
             checkpoints.tidy(folder, self.config.keep)
