@@ -303,7 +303,7 @@ def test_groups_by_name():
         (SplitConfig(by="group", test_groups=("Paris",)), "Paris are unknown.*has city0, city1"),
         (
             SplitConfig(by="group", test_groups=("city0",), validation_groups=("city0",)),
-            "in two shares",
+            "in two parts",
         ),
     ],
 )

@@ -93,20 +93,27 @@ class TilingConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How tiles are shared out: computed from the index, never stored, so it can change."""
+    """How tiles are dealt to training, validation and test, by the ground they lie on.
+
+    Computed from the index, never stored, so it can change. No ground is in two parts, however
+    many scenes show it.
+    """
 
     by: Literal["block", "group"] = "block"
-    """By square blocks of ground inside every scene, or by whole groups of scenes."""
+    """By square blocks of ground, or by whole groups of scenes."""
     block: int | None = None
     """Width of a block in tile pixels; four tiles if not given."""
     validation: float = 0.15
-    """Share of blocks or groups for validation."""
+    """Fraction of the tiles for validation."""
     test: float = 0.15
-    """Share of blocks or groups for the test."""
+    """Fraction of the tiles for the test."""
     test_groups: tuple[str, ...] = ()
     """Groups that are the test set, by name (with by="group")."""
     validation_groups: tuple[str, ...] = ()
     """Groups that are the validation set, by name (with by="group")."""
+    overlap: Literal["refuse", "drop", "keep"] = "refuse"
+    """Groups that share ground and are dealt to different parts: refused; or tiles are left out
+    that would be trained on there; or all are kept, and the test is no longer on unseen ground."""
     seed: int = 0
     """Which blocks or groups fall where."""
 

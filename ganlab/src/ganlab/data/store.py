@@ -20,15 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ganlab.config import SplitConfig, from_dict, to_dict
+from ganlab.data.split import Split, split_tiles
 from ganlab.errors import InputError
-from ganlab.randomness import derived_seed
 
 FORMAT = "ganlab tile store"
 VERSION = 1
 RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))
 
 Array = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,6 @@ class Tile:
     valid_fraction: float
     checksum: str
     """CRC-32 of the tile's bytes in all sources and the valid mask, in hexadecimal."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Tile numbers of the three shares, ascending, and how many tiles belong to none."""
-
-    train: Ints
-    validation: Ints
-    test: Ints
-    dropped: int = 0
 
 
 def checksum(parts: Iterable[Array]) -> str:
@@ -240,73 +229,15 @@ class TileStore:
                 raise InputError(f"{self.path}: {found}: tile the scenes again")
 
     def split(self, config: SplitConfig) -> Split:
-        """Share the tiles out so that no pixel of a scene is in two shares.
-
-        Blocks (or groups) are shuffled by the seed and dealt out by the fractions; each share
-        that was asked for gets at least one if there are enough. Blocks are squares of
-        ``config.block`` tile pixels (four tiles if None); a rest of less than half a block at the
-        right or lower border belongs to its neighbour. Tiles that lie in blocks of different
-        shares are dropped. Scenes that show the same ground need a common group and ``by="group"``.
+        """Deal the tiles so that no ground is in two parts; see :mod:`ganlab.data.split`.
 
         Raises:
-            InputError: fractions outside [0, 1], blocks smaller than a tile, unknown groups.
+            InputError: fractions, blocks or groups that cannot be; groups that share ground.
         """
-        test, validation = config.test, config.validation
-        if min(test, validation) < 0 or test + validation > 1 + 1e-9:
-            raise InputError(f"validation {validation} and test {test} must be shares of 1")
-        named = config.test_groups + config.validation_groups
-        if config.by == "block":
-            if named:
-                raise InputError('test_groups and validation_groups need by="group"')
-            width = 4 * self.size if config.block is None else config.block
-            if width < self.size:
-                raise InputError(
-                    f"block {width} is smaller than a tile ({self.size} pixels): enlarge"
-                )
-            touched = [self._blocks(tile, width) for tile in self.tiles]
-        else:
-            known = {tile.group for tile in self.tiles}
-            wrong = [name for name in named if name not in known or named.count(name) > 1]
-            if wrong:
-                found, names = ", ".join(wrong), ", ".join(sorted(known))
-                raise InputError(f"groups {found} are unknown or in two shares; it has {names}")
-            touched = [{tile.group} for tile in self.tiles]
-        share = _deal({block for blocks in touched if len(blocks) == 1 for block in blocks}, config)
-        # A block without a whole tile decides nothing; any share is right for it.
-        homes = [{share.get(block, "train") for block in blocks} for blocks in touched]
-        home = np.array([names.pop() if len(names) == 1 else "dropped" for names in homes])
-        shares = {s: np.flatnonzero(home == s) for s in ("train", "validation", "test")}
-        return Split(**shares, dropped=int((home == "dropped").sum()))
-
-    def _blocks(self, tile: Tile, block: int) -> set[Any]:
-        scene = self.scenes[tile.scene]
-
-        def along(start: int, length: int, extent: int) -> range:
-            last = max(round(extent / block), 1) - 1
-            end = min(start + length, extent) - 1
-            return range(min(start // block, last), min(end // block, last) + 1)
-
-        rows = along(tile.row, tile.height, scene.height)
-        columns = along(tile.column, tile.width, scene.width)
-        return {(tile.scene, row, column) for row in rows for column in columns}
-
-
-def _deal(blocks: set[Any], config: SplitConfig) -> dict[Any, str]:
-    """Which share each block or group belongs to."""
-    share: dict[Any, str] = dict.fromkeys(config.test_groups, "test")
-    share |= dict.fromkeys(config.validation_groups, "validation")
-    rest = sorted(blocks - share.keys())
-    order = np.random.default_rng(derived_seed(config.seed, "split")).permutation(len(rest))
-    test = 0 if config.test_groups else config.test
-    validation = 0 if config.validation_groups else config.validation
-    asked = {"test": test, "validation": validation}
-    counts = {name: max(1, round(f * len(rest))) for name, f in asked.items() if f > 0}
-    for_train = test + validation < 1
-    while counts and sum(counts.values()) > max(len(rest) - for_train, 0):
-        counts[max(counts, key=lambda name: counts[name])] -= 1
-    names = [name for name, count in counts.items() for _ in range(count)]
-    names += ["train"] * (len(rest) - len(names))
-    return share | {rest[i]: name for i, name in zip(order.tolist(), names, strict=True)}
+        try:
+            return split_tiles(config, self.scenes, self.tiles, self.size)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
 
 def _tile_from(line: dict[str, str]) -> Tile:

@@ -27,7 +27,8 @@ from torch import nn
 from ganlab import __version__, files
 from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
-from ganlab.data.store import Split, TileStore
+from ganlab.data.split import Split
+from ganlab.data.store import TileStore
 from ganlab.errors import InputError, TrainingFailed
 from ganlab.losses.balance import schedule
 from ganlab.stabilize.choice import prepare
