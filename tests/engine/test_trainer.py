@@ -391,6 +391,7 @@ def test_a_run_leaves_what_it_says(run, tiles):
     assert sorted(p.name for p in run.iterdir()) == [
         "checkpoints",
         "config.json",
+        "ground.json",
         "metrics.jsonl",
         "samples",
         "tensorboard",
@@ -435,7 +436,7 @@ def test_a_trained_task_comes_with_or_without_its_average(run):
 def test_no_tensorboard_and_no_samples_when_not_wanted(tiles, tmp_path, quick, tiny):
     run = train(tiny(), tiles, tmp_path / "run", quick(steps=2))
     names = {p.name for p in run.iterdir()}
-    assert names == {"checkpoints", "config.json", "metrics.jsonl"}
+    assert names == {"checkpoints", "config.json", "ground.json", "metrics.jsonl"}
 
 
 @pytest.mark.parametrize(

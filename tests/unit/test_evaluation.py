@@ -133,6 +133,7 @@ def by_hand(made, true, valid):
 
 @pytest.mark.parametrize("source", ["label", "later"])
 @pytest.mark.parametrize("share", ["test", "validation"])
+@pytest.mark.filterwarnings("ignore:.*the split leaves no tile:UserWarning")
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_images(store, runs, tmp_path, source, share):
     run = runs[f"{source}-image"]

@@ -4,6 +4,7 @@ All image numbers are in network units, where the scaled range of the data is [-
 """
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -27,7 +28,9 @@ from ganlab.baselines import (
 )
 from ganlab.config import EvaluateConfig, TrainingConfig, finite, from_dict
 from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
+from ganlab.data.split import Split
 from ganlab.data.store import TileStore, rgb_bands
+from ganlab.data.trained import fingerprint, on_trained_ground, read_trained
 from ganlab.distributions import (
     bootstrap_interval,
     draws,
@@ -73,7 +76,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     images from noise have a row of samples, which have no partners and so no L1.
 
     Returns:
-        ``{"split", "tiles", "output", "features", "rows": {method: {metric: value}},
+        ``{"split", "tiles", "left_out", "output", "features", "rows": {method: {metric: value}},
         "intervals": {method: {metric: [low, high]}}}``; the intervals are those of 95 % for model
         minus method over the tiles, of L1 and PSNR of the first part, of the texture distances and
         of KID: both ends below 0 mean that the model is better (above, for PSNR). With
@@ -99,7 +102,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
                 f"{store.path}: the {share} split is empty; take another split, or tile more ground"
             )
     _check_sources(store, task.spec)
-    tiles = _some(getattr(split, config.split), config.limit)
+    unseen, left_out = _unseen(config, run, about["fingerprint"], store, split)
+    tiles = _some(unseen, config.limit)
     device = next(task.parameters()).device
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False, device=device)
     target = task.outputs[0]
@@ -115,6 +119,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     size = 1 if task.noise else config.batch_size
     prepared = _prepared(task, batches, tiles, size, progress)
     result: dict[str, Any] = {"split": config.split, "tiles": len(tiles), "output": target.name}
+    result["left_out"] = left_out
     result["features"] = f"{config.features}, weights {config.weights}"
     collected: _Labels | _Images
     if target.source.kind == "label":
@@ -135,7 +140,9 @@ def table(result: Mapping[str, Any], columns: int = 7) -> str:
     rows: Rows = result["rows"]
     names = list(next(iter(rows.values())))
     width = max(len(name) for name in rows)
-    lines = [f"{result['output']} on {result['tiles']} {result['split']} tiles"]
+    left_out = result.get("left_out", 0)
+    more = f" ({left_out} more lie on ground that was trained on)" if left_out else ""
+    lines = [f"{result['output']} on {result['tiles']} {result['split']} tiles{more}"]
     for start in range(0, len(names), columns):
         here = names[start : start + columns]
         lines.append(" " * width + "".join(f"{name:>12}" for name in here))
@@ -143,6 +150,42 @@ def table(result: Mapping[str, Any], columns: int = 7) -> str:
             cells = (f"{values[c]:12.4f}" if c in values else f"{'-':>12}" for c in here)
             lines.append(f"{name:<{width}}" + "".join(cells))
     return "\n".join(lines)
+
+
+def _unseen(
+    config: EvaluateConfig, run: Path, known: dict[str, str], store: TileStore, split: Split
+) -> tuple[Tiles, int]:
+    """The tiles of the asked part that were not trained on, and how many were left out.
+
+    The part itself is enough only if the store holds the tiles that the run began with, and the
+    run did not start from the weights of another one.
+    """
+    tiles: Tiles = getattr(split, config.split)
+    if config.split == "train":
+        return tiles, 0
+    own, inherited = read_trained(run)
+    is_same = fingerprint(store, split) == known
+    seen = on_trained_ground(store, tiles, inherited if is_same else [*own, *inherited])
+    unseen = tiles[~seen]
+    if len(unseen) == 0:
+        raise InputError(
+            f"{store.path}: all {len(tiles)} {config.split} tiles lie on ground that {run} was "
+            "trained on; tile other ground"
+        )
+    if not is_same:
+        warnings.warn(
+            f"{store.path} holds other tiles, or deals them otherwise, than {run} began with: of "
+            f"{len(tiles)} {config.split} tiles {int(seen.sum())} lie on ground that it was "
+            f"trained on and are left out, {len(unseen)} are measured",
+            stacklevel=3,
+        )
+    elif seen.any():
+        warnings.warn(
+            f"{run} started from the weights of a run that was trained on the ground of "
+            f"{int(seen.sum())} of {len(tiles)} {config.split} tiles; these are left out",
+            stacklevel=3,
+        )
+    return unseen, int(seen.sum())
 
 
 def _check_sources(store: TileStore, spec: DataSpec) -> None:

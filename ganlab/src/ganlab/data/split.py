@@ -313,12 +313,23 @@ def _deal(config: SplitConfig, touched: _Touched, pinned: Mapping[str, int]) -> 
     fractions = {VALIDATION: config.validation, TEST: config.test}
     for part in set(pinned.values()):
         fractions[part] = 0.0  # the named groups are all of it
-    parts[free] = _first_deal(len(free), fractions)
-    return _exchanged(touched, parts, free, fractions)
+    wanted = {part: fraction for part, fraction in fractions.items() if fraction > 0}
+    if not wanted or not len(free):
+        return touched.parts_of_tiles(parts)
+    goal = _Goal(wanted, len(touched.starts), sum(fractions.values()) < 1)
+    parts[free] = _deal_by_number(len(free), fractions)
+    parts = _exchanged(touched, parts, free, goal)
+    if not goal.is_reached(_counts(touched.parts_of_tiles(parts))):
+        others = parts.copy()
+        others[free] = _deal_by_size(sizes[free], wanted)
+        others = _exchanged(touched, others, free, goal)
+        costs = [goal.cost(_counts(touched.parts_of_tiles(p))) for p in (parts, others)]
+        parts = others if costs[1] < costs[0] - 1e-6 else parts
+    return touched.parts_of_tiles(parts)
 
 
-def _first_deal(count: int, fractions: Mapping[int, float]) -> Ints:
-    """Parts of shuffled units, by their number: test, validation, the rest for training."""
+def _deal_by_number(count: int, fractions: Mapping[int, float]) -> Ints:
+    """Parts of shuffled units: the first ones for the test, the next to validate, the rest."""
     asked = {part: fractions[part] for part in (TEST, VALIDATION) if fractions[part] > 0}
     counts = {part: max(1, round(fraction * count)) for part, fraction in asked.items()}
     for_train = int(sum(fractions.values()) < 1)
@@ -327,6 +338,44 @@ def _first_deal(count: int, fractions: Mapping[int, float]) -> Ints:
     dealt = [np.full(number, part) for part, number in counts.items()]
     rest = np.full(count - sum(counts.values()), TRAIN)
     return np.concatenate([*dealt, rest]).astype(np.int64)
+
+
+def _deal_by_size(sizes: Ints, wanted: Mapping[int, float]) -> Ints:
+    """Parts of shuffled units whose sizes come as near to the fractions as any choice of units."""
+    parts = np.full(len(sizes), TRAIN)
+    for part in sorted(wanted, reverse=True):
+        left = np.flatnonzero(parts == TRAIN)
+        chosen = _subset(sizes[left], wanted[part] * sizes.sum())
+        parts[left[chosen]] = part
+    return parts
+
+
+def _subset(sizes: Ints, target: float) -> list[int]:
+    """Units whose sizes have a sum as near to ``target`` as possible, and above 0; early ones.
+
+    The subset-sum problem by dynamic programming: for each sum, the first unit that completes it.
+    """
+    limit = int(min(2 * target + sizes.min(initial=0), sizes.sum()))
+    completes = np.full(limit + 1, -1)
+    reached = np.zeros(limit + 1, bool)
+    reached[0] = True
+    for unit, size in enumerate(sizes.tolist()):
+        if size > limit:
+            continue
+        new = np.zeros_like(reached)
+        new[size:] = reached[: limit + 1 - size]
+        new &= ~reached
+        completes[new] = unit
+        reached |= new
+    sums = np.flatnonzero(reached[1:]) + 1
+    if not len(sums):
+        return []
+    rest = int(sums[np.abs(sums - target).argmin()])
+    chosen: list[int] = []
+    while rest > 0:
+        chosen.append(int(completes[rest]))
+        rest -= int(sizes[chosen[-1]])
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -361,20 +410,16 @@ class _Goal:
         return cost
 
 
-def _exchanged(touched: _Touched, parts: Ints, free: Ints, fractions: Mapping[int, float]) -> Ints:
-    """The part of every tile, after units were moved and exchanged while that helps."""
-    wanted = {part: fraction for part, fraction in fractions.items() if fraction > 0}
-    if not wanted or not len(free):
-        return touched.parts_of_tiles(parts)
-    goal = _Goal(wanted, len(touched.starts), sum(fractions.values()) < 1)
-    allowed = np.array([TRAIN, *wanted])
+def _exchanged(touched: _Touched, parts: Ints, free: Ints, goal: _Goal) -> Ints:
+    """The parts of the units, moved and exchanged while that helps and the goal is not reached."""
+    allowed = np.array([TRAIN, *goal.fractions])
     counts = _counts(touched.parts_of_tiles(parts))
     while not goal.is_reached(counts):
         better = _first_better(touched, parts, free, allowed, goal, counts)
         if better is None:
             break
         parts, counts = better
-    return touched.parts_of_tiles(parts)
+    return parts
 
 
 def _first_better(

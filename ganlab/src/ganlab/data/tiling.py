@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed, wait
 from dataclasses import astuple, fields, replace
@@ -20,8 +21,12 @@ import numpy.typing as npt
 import rasterio
 from rasterio.windows import Window
 
+<<<<<<< HEAD
 from ganlab.config import TilingConfig, to_dict
 from ganlab.data.bands import reordered, split_paths
+=======
+from ganlab.config import SplitConfig, TilingConfig, to_dict
+>>>>>>> af9eebd (A run remembers its tiles and the ground it was trained on; evaluate and resume compare them)
 from ganlab.data.scenes import (
     Scene,
     check_same_grid,
@@ -29,6 +34,7 @@ from ganlab.data.scenes import (
     open_scene,
     windows,
 )
+from ganlab.data.split import empty_parts
 from ganlab.data.store import FORMAT, VALID, VERSION, Source, StoredScene, Tile, TileStore, checksum
 from ganlab.errors import InputError
 
@@ -113,7 +119,20 @@ def tile(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return TileStore.open(to)
+    store = TileStore.open(to)
+    _warn_of_empty_parts(store)
+    return store
+
+
+def _warn_of_empty_parts(store: TileStore) -> None:
+    """Say at once what a training would meet: the usual split leaves a part empty."""
+    config = SplitConfig()
+    try:
+        lacking = empty_parts(store.split(config), config)
+    except InputError as error:
+        lacking = str(error)
+    if lacking is not None:
+        warnings.warn(f"{store.path}: {lacking}", stacklevel=3)
 
 
 def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:

@@ -3,6 +3,7 @@
 ::
 
     RUN/config.json                           task, settings, data, versions
+    RUN/ground.json                           where the tiles lie that it was trained on
     RUN/metrics.jsonl  RUN/tensorboard/       every term of every loss, looks at made images
     RUN/findings.jsonl                        what the monitor told while it trained
     RUN/failure.json                          where numbers stopped being finite, if they did
@@ -27,8 +28,15 @@ from torch import nn
 from ganlab import __version__, files
 from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
-from ganlab.data.split import Split
+from ganlab.data.split import empty_parts
 from ganlab.data.store import TileStore
+from ganlab.data.trained import (
+    TrainedScene,
+    fingerprint,
+    read_trained,
+    trained_scenes,
+    write_trained,
+)
 from ganlab.errors import InputError, TrainingFailed
 from ganlab.losses.balance import schedule
 from ganlab.stabilize.choice import prepare
@@ -82,6 +90,9 @@ def train(
     precision = decide_precision(config.precision, _device(config.device))
     config = replace(config, precision=precision)
     split = store.split(config.split)
+    lacking = empty_parts(split, config.split)
+    if lacking is not None and len(split.train):
+        warnings.warn(f"{store.path}: {lacking}", stacklevel=2)
     spec = describe(store, split.train, config.scaling)
     if init is not None:
         spec = _start_from(Path(init), spec)
@@ -93,7 +104,8 @@ def train(
         "tiles": _from(run, store.path),
         "init": None if init is None else _from(run, init),
         "data": spec.to_dict(),
-        "split": _sizes(split),
+        "split": split.counts(),
+        "fingerprint": fingerprint(store, split),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
     }
     return _fit(run, about, store, init, on_log)
@@ -127,7 +139,7 @@ def resume(
     store = TileStore.open(Path(tiles or run / about["tiles"]))
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
-    if not same or _sizes(store.split(config.split)) != about["split"]:
+    if not same or fingerprint(store, store.split(config.split)) != about["fingerprint"]:
         raise InputError(f"{store.path} holds other tiles than {run} began with; it needs those")
     about["tiles"] = _from(run, store.path)
     return _fit(run, about, store, about["init"] and run / about["init"], on_log)
@@ -179,7 +191,7 @@ def read_config(run: Path) -> About:
         raise InputError(f"{path}: expected {expected}, found task {kind!r}")
     try:
         _parts(about)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path} does not fit this version of ganlab: {error!r}") from error
     return about
 
@@ -249,6 +261,7 @@ def _fit(
     _rehearse(trainer)
     try:
         run.mkdir(parents=True, exist_ok=True)
+        write_trained(run, trained_scenes(store, split.train), _inherited(init))
         replace_text(run / "config.json", json.dumps(about, indent=1))
     except OSError as error:
         raise InputError(f"cannot write the run directory {run}: {error}") from error
@@ -384,6 +397,14 @@ def _start_from(init: Path, measured: DataSpec) -> DataSpec:
     return DataSpec(measured.sources, earlier.scalings, measured.pixel_size)
 
 
+def _inherited(init: Path | str | None) -> list[TrainedScene]:
+    """The ground that the weights of a start have seen before."""
+    if init is None:
+        return []
+    own, inherited = read_trained(run_directory(Path(init)))
+    return own + inherited
+
+
 def _copy_weights(init: Path, model: Task, about: About) -> None:
     donor = load_task(init, average=False, device="cpu")
     try:
@@ -429,11 +450,6 @@ def _untrained(about: About) -> Task:
     task = TASKS[about["task"]](settings, spec)
     prepare(config.stabilizers, task.discriminator)
     return task
-
-
-def _sizes(split: Split) -> dict[str, int]:
-    shares = {name: len(getattr(split, name)) for name in ("train", "validation", "test")}
-    return shares | {"dropped": split.dropped}
 
 
 def _check(config: TrainingConfig) -> None:
