@@ -21,12 +21,8 @@ import numpy.typing as npt
 import rasterio
 from rasterio.windows import Window
 
-<<<<<<< HEAD
-from ganlab.config import TilingConfig, to_dict
-from ganlab.data.bands import reordered, split_paths
-=======
 from ganlab.config import SplitConfig, TilingConfig, to_dict
->>>>>>> af9eebd (A run remembers its tiles and the ground it was trained on; evaluate and resume compare them)
+from ganlab.data.bands import reordered, split_paths
 from ganlab.data.scenes import (
     Scene,
     check_same_grid,
