@@ -43,7 +43,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parents[1]
 
 WORDS = (1350, 3300)
-CODE_LINES = (120, 330)
+CODE_LINES = (120, 360)
 BYTES = 1_000_000
 TAGS = {
     "bootstrap",

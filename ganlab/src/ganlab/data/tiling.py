@@ -122,6 +122,8 @@ def tile(
 
 def _warn_of_empty_parts(store: TileStore) -> None:
     """Say at once what a training would meet: the usual split leaves a part empty."""
+    if len(store) == 1:
+        return  # one picture, not a training set
     config = SplitConfig()
     try:
         lacking = empty_parts(store.split(config), config)
