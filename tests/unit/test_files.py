@@ -77,11 +77,18 @@ def test_a_planted_link_is_not_followed(tmp_path):
 def test_leftovers_are_swept_and_nothing_else(tmp_path):
     (tmp_path / f".a.json.abc{LEFTOVER}").write_text("half")
     (tmp_path / f".a.json.def{LEFTOVER}").mkdir()
-    others = {f".b.json.abc{LEFTOVER}", ".a.json.abc", "a.json"}
+    others = {f".b.json.abc{LEFTOVER}", ".a.json.abc", "a.json", f".a.json.v2.abc{LEFTOVER}"}
     for name in others:
         (tmp_path / name).write_text("")
     sweep(tmp_path / "a.json")
     assert set(os.listdir(tmp_path)) == others
+
+
+def test_sweeping_knows_brackets_from_patterns(tmp_path):
+    for name in ("a[1].json", "a1.json"):
+        (tmp_path / f".{name}.abc{LEFTOVER}").write_text("half")
+    sweep(tmp_path / "a[1].json")
+    assert os.listdir(tmp_path) == [f".a1.json.abc{LEFTOVER}"]
 
 
 def test_a_folder_goes_with_its_block(tmp_path):

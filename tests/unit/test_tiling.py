@@ -317,6 +317,8 @@ def test_finer_sources_must_nest(tmp_path):
         tile(TilingConfig(**pair), more={"fine": ((path, path), "image")})
     with pytest.raises(InputError, match="a source cannot be called valid"):
         tile(TilingConfig(**pair), more={"valid": ((path,), "image")})
+    with pytest.raises(InputError, match="a source cannot be called key"):
+        tile(TilingConfig(**pair), more={"key": ((path,), "image")})
 
 
 # --- who does the work ---------------------------------------------------------------------
@@ -530,7 +532,7 @@ def test_an_interruption_leaves_nothing(pair, monkeypatch, executor):
 
     def interrupt(done, total):
         if done >= 8:
-            partial = pair["to"].with_name(".store.partial")
+            (partial,) = pair["to"].parent.glob(".store.*.ganlab-tmp")
             assert len(list(partial.iterdir())) >= 6  # it is there, and half done
             raise KeyboardInterrupt
 
@@ -540,7 +542,7 @@ def test_an_interruption_leaves_nothing(pair, monkeypatch, executor):
 
 
 def test_leftovers_of_a_killed_process_are_swept(pair):
-    partial = pair["to"].with_name(".store.partial")
+    partial = pair["to"].with_name(".store.abcdefgh.ganlab-tmp")
     partial.mkdir()
     (partial / "image-00077.npy").write_text("half")
     store = tile(TilingConfig(**pair))

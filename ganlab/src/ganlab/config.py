@@ -748,6 +748,9 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or kind.__name__
+        refusal = first.get("ctx", {}).get("error")
+        if isinstance(refusal, InputError):  # of the class itself, whose words say enough
+            raise InputError(f"{place}: {refusal}") from None
         raise InputError(f"{place}: {first['msg']}, found {first['input']!r:.80}") from None
     except InputError:
         raise
@@ -765,6 +768,10 @@ def _only_known_fields(kind: Any, values: Any, path: str = "") -> Any:
             raise InputError(f"{path}{name}: no setting of {kind.__name__}")
         if dataclasses.is_dataclass(fields[name]):
             _only_known_fields(fields[name], value, f"{path}{name}.")
+        of = next(iter(get_args(fields[name])), None)
+        if dataclasses.is_dataclass(of) and isinstance(value, list):
+            for number, item in enumerate(value):
+                _only_known_fields(of, item, f"{path}{name}.{number}.")
     return values
 
 

@@ -6,6 +6,7 @@ comes next.
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -105,7 +106,11 @@ def replace_text(path: Path, text: str) -> None:
 
 def sweep(target: Path) -> None:
     """Remove what killed processes left beside ``target``; only for who holds its lock."""
-    for leftover in target.parent.glob(f".{target.name}.*{LEFTOVER}"):
+    # Exactly the names that are made above: not those of a target called <name>.<more>.
+    made = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]+{re.escape(LEFTOVER)}")
+    for leftover in target.parent.iterdir():
+        if made.fullmatch(leftover.name) is None:
+            continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -7,11 +7,10 @@ it, memory is bounded by the shard, and the result does not depend on who did th
 import csv
 import json
 import math
-import multiprocessing
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import Executor, as_completed, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import rasterio
 from rasterio.windows import Window
 
+from ganlab import workers
 from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.data.bands import reordered, split_paths
 from ganlab.data.scenes import (
@@ -31,8 +31,21 @@ from ganlab.data.scenes import (
     windows,
 )
 from ganlab.data.split import empty_parts
-from ganlab.data.store import FORMAT, VALID, VERSION, Source, StoredScene, Tile, TileStore, checksum
+from ganlab.data.store import (
+    FORMAT,
+    VALID,
+    VERSION,
+    Source,
+    StoredScene,
+    Tile,
+    TileStore,
+    check_source_names,
+    checksum,
+    file_checksum,
+    head_checksum,
+)
 from ganlab.errors import InputError
+from ganlab.files import exclusive, folder_beside, sweep
 
 SHARD_BYTES = 64 * 2**20
 CACHE_BYTES = 128 * 2**20
@@ -87,25 +100,23 @@ def tile(
         InputError: anything wrong with the scenes, labels, options or the target folder; then
             nothing is left behind.
     """
+    if executor is None and config.workers > 1:
+        workers.leave_if_main_is_being_imported()
     to = Path(config.to)
-    if to.exists():
-        raise InputError(f"{to} exists already: delete it or give another folder")
+    _refuse_existing(to)
     fine: More = {"fine": (config.fine, "image")} if config.fine else {}
     scenes, sources = _open(config, {**fine, **(more or {})})
-    partial = to.with_name(f".{to.name}.partial")
-    jobs = _plan(config, scenes, sources, partial)
+    jobs = _plan(config, scenes, sources)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if executor is None and config.workers > 1:
-            # A forked process would share the open files, and their positions, with this one.
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(config.workers, mp_context=spawn) as processes:
-                results = _run(jobs, processes, progress)
-        else:
-            results = _run(jobs, executor, progress)
-        _finish(config, scenes, sources, results, partial)
-        partial.rename(to)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(to, "tiling"):
+            _refuse_existing(to)
+            sweep(to)
+            with folder_beside(to) as partial, _executor(config, executor) as carrier:
+                here = [job._replace(folder=partial) for job in jobs]
+                results = _run(here, carrier, progress)
+                _finish(config, scenes, sources, results, partial)
+                partial.rename(to)
     except OSError as error:
         tile_bytes = sum(source.nbytes(config.size) for source in (*sources, VALID))
         need = tile_bytes * sum(len(job.windows) for job in jobs) / 1e6
@@ -113,8 +124,6 @@ def tile(
             f"{to} cannot be written ({error}); nothing was left behind: a folder that can be "
             f"written and up to {need:.0f} MB of free disk are needed"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     store = TileStore.open(to)
     _warn_of_empty_parts(store)
     return store
@@ -133,13 +142,26 @@ def _warn_of_empty_parts(store: TileStore) -> None:
         warnings.warn(f"{store.path}: {lacking}", stacklevel=3)
 
 
+def _refuse_existing(to: Path) -> None:
+    if to.exists():
+        raise InputError(f"{to} exists already: delete it or give another folder")
+
+
+def _executor(
+    config: TilingConfig, given: Executor | None
+) -> AbstractContextManager[Executor | None]:
+    """Who carries the jobs: what was given, processes of our own, or None for this one."""
+    if given is not None or config.workers <= 1:
+        return nullcontext(given)
+    return workers.pool(config.workers)
+
+
 def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
     """All scenes, each with its rasters in the order of the sources, checked against each other."""
     scale, share = config.scale, config.minimum_valid
     if scale <= 0 or not 0 <= share <= 1:
         raise InputError(f"scale {scale} must be above 0, minimum_valid {share} between 0 and 1")
-    if "valid" in more:
-        raise InputError("a source cannot be called valid: that is the name of the valid mask")
+    check_source_names(more)
     wanted = {"image": (config.images, "image"), "label": (config.labels, "label"), **more}
     if not config.labels:
         del wanted["label"]
@@ -191,7 +213,7 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
     return scenes, tuple(sources.values())
 
 
-def _plan(config: TilingConfig, scenes: Scenes, sources: Sources, folder: Path) -> list[_Job]:
+def _plan(config: TilingConfig, scenes: Scenes, sources: Sources) -> list[_Job]:
     stride = config.size if config.stride is None else config.stride
     cut = []
     for scene, rasters in scenes:
@@ -203,7 +225,7 @@ def _plan(config: TilingConfig, scenes: Scenes, sources: Sources, folder: Path) 
     count = max(1, SHARD_BYTES // sum(s.nbytes(config.size) for s in (*sources, VALID)))
     shards = [cut[start : start + count] for start in range(0, len(cut), count)]
     options = (config.scale, config.minimum_valid)
-    return [_Job(folder, i, sources, shard, *options) for i, shard in enumerate(shards)]
+    return [_Job(Path(), i, sources, shard, *options) for i, shard in enumerate(shards)]
 
 
 def _run(jobs: list[_Job], executor: Executor | None, progress: Progress | None) -> list[_Result]:
@@ -329,16 +351,18 @@ def _finish(
             (folder / source.shard(old)).rename(folder / source.shard(new))
     seen = {s.name: set().union(*(result.classes[s.name] for result in results)) for s in sources}
     final = [s if s.classes else replace(s, classes=tuple(sorted(seen[s.name]))) for s in sources]
-    left_out = ("images", "labels", "fine", "to", "groups", "workers")
-    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": config.size}
-    head["sources"] = [source.to_dict() for source in final]
-    head["scenes"] = [to_dict(scene) for scene, _ in scenes]
-    head["shards"] = [len(results[number].tiles) for number in kept]
-    head["tiling"] = {k: v for k, v in to_dict(config).items() if k not in left_out}
-    (folder / "store.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
     with open(folder / "index.csv", "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow([field.name for field in fields(Tile)])
         for number, line in enumerate(line for result in results for line in result.tiles):
             values = astuple(replace(line, tile=number))
             lines.writerow(" ".join(map(repr, v)) if isinstance(v, tuple) else v for v in values)
+    left_out = ("images", "labels", "fine", "to", "groups", "workers")
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": config.size}
+    head["sources"] = [source.to_dict() for source in final]
+    head["scenes"] = [to_dict(scene) for scene, _ in scenes]
+    head["shards"] = [len(results[number].tiles) for number in kept]
+    head["tiling"] = {k: v for k, v in to_dict(config).items() if k not in left_out}
+    head["index_checksum"] = file_checksum(folder / "index.csv")
+    head["checksum"] = head_checksum(head)
+    (folder / "store.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
