@@ -29,7 +29,7 @@ from ganlab.config import (
     TwoStageConfig,
     VAEConfig,
 )
-from ganlab.errors import InputError, TrainingFailed
+from ganlab.errors import InputError, Note, TrainingFailed
 from ganlab.studies import STUDIES, Study
 
 Flat = tyro.conf.arg(name="")
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a wrong input gives one line and exit code 2."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+            warnings.showwarning = lambda message, kind, *_: _say(f"{_word_for(kind)}: {message}")
             about = "GANs for aerial and satellite imagery."
             tyro.cli(_choice(COMMANDS), prog="ganlab", description=about, args=arguments)
     except (InputError, TrainingFailed) as error:
@@ -249,6 +249,10 @@ def _choice(commands: dict[str, Any]) -> Any:
             made = tyro.conf.subcommand(name, constructor_factory=group, description=GROUPS[name])
         options.append(Annotated[Any, made])
     return Union[tuple(options)]  # noqa: UP007 - made at run time
+
+
+def _word_for(kind: type[Warning]) -> str:
+    return "note" if issubclass(kind, Note) else "warning"
 
 
 def _say(message: object) -> None:

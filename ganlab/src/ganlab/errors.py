@@ -21,3 +21,7 @@ class TrainingFailed(RuntimeError):
     def __init__(self, message: str, step: int = 0, batch: str | None = None) -> None:
         super().__init__(message)
         self.step, self.batch = step, batch
+
+
+class Note(UserWarning):
+    """Something to know about a result that is as it was asked for; no sign of a fault."""

@@ -28,6 +28,7 @@ from ganlab.baselines import (
 )
 from ganlab.config import EvaluateConfig, TrainingConfig, finite, from_dict
 from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
+from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.split import Split
 from ganlab.data.store import TileStore, rgb_bands
 from ganlab.data.trained import fingerprint, on_trained_ground, read_trained
@@ -102,6 +103,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
                 f"{store.path}: the {share} split is empty; take another split, or tile more ground"
             )
     _check_sources(store, task.spec)
+    _compare_pixel_sizes(store, task.spec)
     unseen, left_out = _unseen(config, run, about["fingerprint"], store, split)
     tiles = _some(unseen, config.limit)
     device = next(task.parameters()).device
@@ -201,6 +203,17 @@ def _check_sources(store: TileStore, spec: DataSpec) -> None:
                 f"{store.path}: source {name!r} is {found}, the run was trained with {known}; "
                 "tile these scenes in the same way"
             )
+
+
+def _compare_pixel_sizes(store: TileStore, spec: DataSpec) -> None:
+    here = store.pixel_size()
+    trained = spec.pixel_size
+    if here and trained and not same_size(here, trained):
+        warnings.warn(
+            f"{store.path} has pixels of {readable_size(here)} on the ground, the run was trained "
+            f"on {readable_size(trained)}: tile scenes of that size to measure what it learned",
+            stacklevel=3,
+        )
 
 
 def _baselines(task: Task, batches: Batches, train: Tiles) -> Predict:

@@ -26,6 +26,7 @@ from ganlab import clouds
 from ganlab.config import ApplyConfig
 from ganlab.data.bands import reordered, split_paths
 from ganlab.data.geotiff import Output
+from ganlab.data.metres import ground_pixel_size
 from ganlab.data.scenes import (
     VECTORS,
     Array,
@@ -35,8 +36,9 @@ from ganlab.data.scenes import (
     open_labels,
     open_scene,
 )
+from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.store import Source
-from ganlab.errors import InputError
+from ganlab.errors import InputError, Note
 from ganlab.randomness import derived_seed, place_noise
 from ganlab.tasks.base import NOISE, Task
 from ganlab.training.processes import autocast
@@ -125,14 +127,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
             layer.train()
     scene = _open_input(config.scene, config, task.inputs[0].source)
     holes, filler = _open_holes(config, scene, task), _load_filler(config, task)
-    trained = task.pixel_size
-    here = abs(scene.grid.transform.determinant) ** 0.5
-    if trained and scene.grid.crs is not None and not 0.8 < here / trained < 1.25:
-        warnings.warn(
-            f"{scene.file} has pixels of {here:.3g}, the model was trained on {trained:.3g} (units "
-            "of the CRS): warp the scene to that size, or train on tiles of this one",
-            stacklevel=2,
-        )
+    _compare_pixel_sizes(scene, task)
     to, names = config.to, [field.name for field in task.outputs[1:]]
     names += [ORIGIN.name] if filler else []
     others = (to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)
@@ -160,6 +155,30 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return targets
+
+
+def _compare_pixel_sizes(scene: Scene, task: Task) -> None:
+    """Say where a scene has pixels of another size on the ground than those of the training."""
+    trained = task.pixel_size
+    here = ground_pixel_size(scene.grid)
+    if trained is None or here is None or same_size(here, trained):
+        return
+    fine = trained / task.scale
+    if task.scale > 1 and same_size(here, fine):
+        warnings.warn(
+            f"the model learned to make pixels of {readable_size(fine)} from such of "
+            f"{readable_size(trained)}; for {scene.file} it makes "
+            f"{readable_size(here / task.scale)} from {readable_size(here)}, on the assumption "
+            "that detail looks alike at both sizes, which nobody has measured",
+            Note,
+            stacklevel=3,
+        )
+        return
+    warnings.warn(
+        f"{scene.file} has pixels of {readable_size(here)} on the ground, the model was trained on "
+        f"{readable_size(trained)}: warp the scene to that size, or train on tiles of this one",
+        stacklevel=3,
+    )
 
 
 def _write(

@@ -100,7 +100,7 @@ class DataSpec:
     sources: Mapping[str, Source]
     scalings: Mapping[str, Scaling]
     pixel_size: float | None = None
-    """Ground size of a pixel in units of the CRS; None without coordinates."""
+    """Size of a pixel on the ground in metres; None without coordinates."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

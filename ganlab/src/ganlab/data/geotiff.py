@@ -13,7 +13,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from ganlab.data.scenes import Array, Bools, Grid
+from ganlab.data.grids import Grid
+from ganlab.data.scenes import Array, Bools
 from ganlab.data.store import Source
 from ganlab.errors import InputError
 

@@ -121,6 +121,8 @@ class StoredScene:
     """Affine coefficients a, b, c, d, e, f: x = a column + b row + c, y = d column + e row + f."""
     width: int
     height: int
+    pixel_size: float | None = field(default=None, compare=False)
+    """Metres on the ground of a tile pixel in the middle; None where they are not known."""
 
     def __post_init__(self) -> None:
         _check_transform(self.transform, f"scene {self.name!r:.80}")
@@ -310,9 +312,8 @@ class TileStore:
         return bisect_right(self._first, tile) - 1
 
     def pixel_size(self) -> float | None:
-        """Mean ground size of a tile pixel in units of the CRS; None without coordinates."""
-        grids = [s.transform for s in self.scenes.values() if s.crs is not None]
-        sizes = [abs(a * e - b * d) ** 0.5 for a, b, _, d, e, _ in grids]
+        """Mean size of a tile pixel on the ground in metres; None without coordinates."""
+        sizes = [s.pixel_size for s in self.scenes.values() if s.pixel_size is not None]
         return sum(sizes) / len(sizes) if sizes else None
 
     def nbytes(self) -> int:

@@ -23,6 +23,7 @@ from rasterio.windows import Window
 from ganlab import workers
 from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.data.bands import reordered, split_paths
+from ganlab.data.metres import ground_pixel_size
 from ganlab.data.scenes import (
     Scene,
     check_same_grid,
@@ -30,6 +31,7 @@ from ganlab.data.scenes import (
     open_scene,
     windows,
 )
+from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.split import empty_parts
 from ganlab.data.store import (
     FORMAT,
@@ -209,8 +211,26 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
         grid = image.grid.scaled(scale)
         group = config.groups[i] if config.groups else scene_name
         place = (grid.crs_name, tuple(grid.transform)[:6], grid.width, grid.height)
-        scenes.append((StoredScene(scene_name, group, *place), tuple(rasters)))
+        stored = StoredScene(scene_name, group, *place, pixel_size=ground_pixel_size(grid))
+        scenes.append((stored, tuple(rasters)))
+    _warn_of_unlike_pixels([(rasters[0].file, scene.pixel_size) for scene, rasters in scenes])
     return scenes, tuple(sources.values())
+
+
+def _warn_of_unlike_pixels(sizes: Sequence[tuple[str, float | None]]) -> None:
+    """Say which scenes have finer or coarser pixels than others."""
+    known = [(size, file) for file, size in sizes if size]
+    if not known:
+        return
+    fine, fine_file = min(known)
+    coarse, coarse_file = max(known)
+    if not same_size(coarse, fine):
+        warnings.warn(
+            f"{coarse_file} has pixels of {readable_size(coarse)} on the ground, {fine_file} of "
+            f"{readable_size(fine)}: a network knows things by their width in pixels; warp all "
+            "scenes to one size, or tile them into stores of their own",
+            stacklevel=2,
+        )
 
 
 def _plan(config: TilingConfig, scenes: Scenes, sources: Sources) -> list[_Job]:

@@ -122,7 +122,7 @@ class Task(nn.Module, ABC):
 
     @property
     def pixel_size(self) -> float | None:
-        """Ground size of an input pixel in training, in units of the CRS; None if not known."""
+        """Size of an input pixel on the ground in training, in metres; None if not known."""
         return self.spec.pixel_size
 
     def prepare(self, batch: Batch) -> Batch:
