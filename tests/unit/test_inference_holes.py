@@ -242,7 +242,7 @@ def test_a_scene_of_another_type_keeps_its_own(tmp_path, run_of, hole_task, trai
 @pytest.mark.parametrize("declared", [None, 0.0, 255.0])
 @pytest.mark.parametrize("trained", [None, 0.0, 255.0, -9999.0])
 def test_nodata_is_the_scenes_own(tmp_path, run_of, hole_task, declared, trained):
-    """A scene that declares none is read with the training's, as its tiles were."""
+    """What the scenes of the training declared is never applied to another scene."""
     task = run_of(painter(hole_task, nodata=trained))
     array, hole = noise(), gap()
     value = 0 if declared is None else declared
@@ -251,7 +251,7 @@ def test_nodata_is_the_scenes_own(tmp_path, run_of, hole_task, declared, trained
     array[:, hole] = value
     array[0, 25, :5] = value  # one dark band is no hole
     scene = raster(tmp_path / "in.tif", array, nodata=declared)
-    expected = hole if declared is not None or trained in (0.0, 255.0) else np.zeros_like(hole)
+    expected = hole if declared is not None else np.zeros_like(hole)
     with warnings.catch_warnings():
         warnings.simplefilter("error" if expected.any() else "ignore", UserWarning)
         got, valid, invented, profile = applied(tmp_path, scene)
@@ -259,8 +259,7 @@ def test_nodata_is_the_scenes_own(tmp_path, run_of, hole_task, declared, trained
     assert np.array_equal(invented, expected)
     assert same_bits(got[:, ~expected], array[:, ~expected])
     assert (got[:, expected] == painted(task)[..., 0]).all()
-    meant = declared if declared is not None else trained if expected.any() else None
-    assert profile["nodata"] == meant
+    assert profile["nodata"] == declared
 
 
 @pytest.mark.parametrize(("level", "nodata", "moved"), [(-1.0, 0, 1), (1.0, 255, 254)])

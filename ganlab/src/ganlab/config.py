@@ -24,6 +24,8 @@ HoleKind = Literal[
 ]
 PenaltyKind = Literal["r1", "r2", "wgan_gp", "zero_centred"]
 MaskMeaning = Literal["nonzero", "landsat_pre", "landsat_c1", "landsat_c2"]
+Nodata = float | Literal["none"] | None
+"""Value of missing pixels; "none" says that no value means missing; None leaves it to the files."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,18 @@ class TilingConfig:
     """Vector labels: the attribute that holds the class; 1 inside and 0 outside if not given."""
     groups: tuple[str, ...] = ()
     """A group (a city, say) for each scene, to split by; the scene's name if not given."""
-    nodata: float | None = None
-    """Value of missing pixels, where the images do not declare one."""
+    nodata: Nodata = None
+    """Value of missing pixels in the images, in place of what they declare; none: no value."""
+    label_nodata: Nodata = None
+    """Value of missing pixels in label rasters, in place of what they declare; none: no value."""
+    fine_nodata: Nodata = None
+    """Value of missing pixels in the finer rasters, in place of what they declare; none: no
+    value."""
+    ignore: tuple[int, ...] = ()
+    """Label values that mean unknown (255 in many data sets): their pixels count as missing."""
+    colours: Path | None = None
+    """A text file that recodes labels to classes, one line a colour: R G B CLASS, or VALUE CLASS
+    for labels of one band; lines that begin with # are comments."""
     ungeoreferenced: bool = False
     """Accept images without a coordinate system; pairs must then agree in size."""
     workers: int = 1
@@ -659,6 +671,11 @@ class ApplyConfig:
     bands: tuple[str, ...] = ()
     """Bands of the scene, by number or name, in the order of the training; name:4 and number:4
     say which of the two is meant."""
+    nodata: Nodata = None
+    """Value of missing pixels in the scene, in place of what it declares; none: no value. What the
+    scenes of the training declared does not matter here."""
+    colours: Path | None = None
+    """Models that start from labels: a text file that recodes the scene to classes, as for tile."""
     attribute: str | None = None
     """Vector input: the attribute that holds the class."""
     like: str | None = None

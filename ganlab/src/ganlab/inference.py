@@ -201,9 +201,12 @@ def _write(
         seed=config.seed,
         progress=progress,
     )
-    sources = [field.source for field in task.outputs]
-    if task.keeps:  # pixels of the scene come back as they are, and what they mean
-        sources[0] = replace(sources[0], dtype=scene.dtype, nodata=scene.nodata)
+    # What the scenes of the training declared says nothing about this one.
+    sources = [replace(field.source, nodata=None) for field in task.outputs]
+    if _shows_the_scene(task):
+        sources[0] = replace(sources[0], nodata=scene.nodata)
+    if task.keeps:  # pixels of the scene come back as they are
+        sources[0] = replace(sources[0], dtype=scene.dtype)
     outputs = [Output(folder, source, scene.grid.scaled(task.scale)) for source in sources]
     for block, valid, stored in blocks:
         made = valid
@@ -217,6 +220,14 @@ def _write(
     for output in outputs:
         output.file.close()
     return outputs
+
+
+def _shows_the_scene(task: Task) -> bool:
+    """Whether the scene's nodata value has a meaning in the first output: both are images.
+
+    In others, where the value would be a class or a colour, a mask says which pixels are missing.
+    """
+    return task.inputs[0].source.kind == task.outputs[0].source.kind == "image"
 
 
 def _load_filler(config: ApplyConfig, task: Task) -> Task | None:
@@ -253,7 +264,8 @@ def _fill(
 ) -> list[Output]:
     """Invent the ground under opaque cloud: filled ground, alpha, and where each pixel is from."""
     ground, alpha = layers
-    chosen = replace(config, bands=())  # the ground has only the bands that were asked for
+    # The ground has only the bands that were asked for, and says itself where it is missing.
+    chosen = replace(config, bands=(), nodata=None)
     seen = _open_input(str(ground.plain), chosen, filler.inputs[0].source)
     clouded = open_scene(str(alpha.plain), ungeoreferenced=config.ungeoreferenced)
 
@@ -441,7 +453,7 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
             raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
         like = open_scene(config.like or file, ungeoreferenced=config.ungeoreferenced)
         return open_labels(file, like.grid, config.attribute, config.ungeoreferenced)
-    scene = open_scene(file, config.bands, source.nodata, config.ungeoreferenced)
+    scene = open_scene(file, config.bands, config.nodata, config.ungeoreferenced)
     unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
     strange = len(scene.bands) != len(source.bands) or reordered(scene.bands, source.bands)
     if strange or unlike:

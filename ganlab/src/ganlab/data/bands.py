@@ -28,6 +28,8 @@ class Band(NamedTuple):
     """Whether the name comes from the file; otherwise it is the number."""
     description: str = ""
     """What the file calls the band, if anything."""
+    nodata: float | None = None
+    """Its value of missing pixels."""
 
 
 def split_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:

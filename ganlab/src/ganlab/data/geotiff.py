@@ -8,12 +8,12 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
-from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from ganlab.data.grids import Grid
+from ganlab.data.missing import beside_nodata, can_hold, equals_nodata
 from ganlab.data.scenes import Array, Bools
 from ganlab.data.store import Source
 from ganlab.errors import InputError
@@ -57,7 +57,7 @@ class Output:
     def __init__(self, folder: Path, source: Source, grid: Grid) -> None:
         self.source, self.masked, self.total = source, False, 0
         nodata, dtype = source.nodata, source.dtype
-        self.nodata = nodata if nodata is not None and in_dtype_range(nodata, dtype) else None
+        self.nodata = nodata if nodata is not None and can_hold(dtype, nodata) else None
         self.plain, self.final = folder / f"{source.name}.tif", folder / f"{source.name}-cog.tif"
         bands = ("class",) if source.kind == "label" else source.bands
         profile = {"driver": "GTiff", "count": len(bands), "dtype": dtype, **vars(grid)}
@@ -105,10 +105,6 @@ def _sum_of_bytes(stored: Array) -> int:
 
 
 def _avoid(stored: Array, nodata: float) -> Array:
-    """Move made values that equal the nodata value by one step, so that they stay visible."""
-    kind = stored.dtype.type
-    if stored.dtype.kind == "f":
-        step = np.nextafter(kind(nodata), kind(0 if nodata > 0 else 1))
-    else:
-        step = kind(nodata + 1 if nodata < np.iinfo(kind).max else nodata - 1)
-    return np.where(stored == nodata, step, stored)
+    """Move generated values that equal the nodata value a little, so that they stay visible."""
+    beside = beside_nodata(stored.dtype.name, nodata)
+    return np.where(equals_nodata(stored, nodata), beside, stored)

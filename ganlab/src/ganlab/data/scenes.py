@@ -5,9 +5,7 @@ Whatever a file uses to say "missing" (nodata value, alpha band, internal mask, 
 valid mask: 1 = measured.
 """
 
-import math
 import os
-import shlex
 import threading
 import warnings
 from collections.abc import Sequence
@@ -15,21 +13,24 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
+from ganlab.config import Nodata
+from ganlab.data import repairs
 from ganlab.data.bands import Band, choose_bands, split_paths, stacked
 from ganlab.data.grids import Grid
+from ganlab.data.missing import asked_nodata, common_nodata, equals_nodata, same_nodata
 from ganlab.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -53,6 +54,7 @@ class Scene:
     """Numpy's name of the pixel type."""
     bands: tuple[str, ...]
     nodata: float | None
+    """Value of missing pixels in all bands; None if there is none, or if bands differ."""
 
     def read(self, window: Window) -> tuple[Array, Bools]:
         """``(C, h, w)`` pixels of a window, and ``(h, w)`` bool, True = measured.
@@ -81,8 +83,10 @@ class Scene:
 class RasterScene(Scene):
     """A raster, or several band files that lie on one grid; made by ``open_scene``.
 
-    Where a nodata value marks missing pixels, a uint8 pixel is missing when all its bands hold
-    it (one dark band is not a hole), any other pixel when one of its bands does.
+    A pixel is measured where all its bands are, and each band is compared with its own nodata
+    value. One exception: where all bands of a uint8 scene have the same value, a pixel is missing
+    only when all of them hold it. Bytes are colours stretched to 0 to 255, whose nodata is mostly
+    0 or 255, and in one band that is a dark or a bright colour, not a hole.
     """
 
     parts: tuple[Band, ...]
@@ -92,23 +96,30 @@ class RasterScene(Scene):
         valid = np.ones((window.height, window.width), bool)
         for path in dict.fromkeys(band.path for band in self.parts):
             places = [i for i, band in enumerate(self.parts) if band.path == path]
-            chosen_alpha = any(self.parts[i].alpha for i in places)
+            chosen = [self.parts[i] for i in places]
             try:
                 dataset = _dataset(path, _age(path), os.getpid(), threading.get_ident())
-                values[places] = dataset.read([self.parts[i].number for i in places], window=window)
-                if MaskFlags.per_dataset in dataset.mask_flag_enums[0] and not chosen_alpha:
-                    valid &= dataset.dataset_mask(window=window) > 0
+                values[places] = dataset.read([band.number for band in chosen], window=window)
+                valid &= _unmasked(dataset, chosen, window)
             except RasterioError as error:
                 reason = error.__cause__ or error
                 raise InputError(
                     f"{path} cannot be read ({reason}): it is damaged or cut short, get it again"
                 ) from error
-        if self.nodata is not None and not math.isnan(self.nodata):
-            known = values != self.nodata
-            valid &= known.any(axis=0) if self.dtype == "uint8" else known.all(axis=0)
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(axis=0)
-        return values, valid
+        return values, valid & self._without_nodata(values)
+
+    def _without_nodata(self, values: Array) -> Bools:
+        """Where ``(C, h, w)`` pixels are measured, as the nodata values of their bands say."""
+        declared = [band.nodata for band in self.parts]
+        if not any(value is not None for value in declared):
+            return np.ones(values.shape[1:], bool)
+        pairs = zip(values, declared, strict=True)
+        missing = np.stack([equals_nodata(band, nodata) for band, nodata in pairs])
+        if self.dtype == "uint8" and common_nodata(declared) is not None:
+            return np.asarray(~missing.all(axis=0))
+        return np.asarray(~missing.any(axis=0))
 
 
 @dataclass(frozen=True)
@@ -137,8 +148,9 @@ class VectorScene(Scene):
 def open_scene(
     paths: str | Path | Sequence[str | Path],
     bands: Sequence[str | int] = (),
-    nodata: float | None = None,
+    nodata: Nodata = None,
     ungeoreferenced: bool = False,
+    option: str = "--nodata",
 ) -> RasterScene:
     """Open a raster, or several band files as one scene.
 
@@ -148,21 +160,25 @@ def open_scene(
             band that a file is named after (``B4``). Where a text can be both, it is
             ``"number:4"`` or ``"name:4"``. If empty, all but alpha. An alpha band that is asked
             for is no mask: GDAL marks any fourth band of uint8 files so.
-        nodata: value of missing pixels, for files that declare none.
+        nodata: value of missing pixels in all bands, in place of what the files declare, or
+            ``"none"``: no value means missing. A warning says which declaration it overrules.
         ungeoreferenced: accept files without a CRS.
+        option: what messages call ``nodata``.
 
     Raises:
-        InputError: unreadable file, no CRS, no such band, band files that do not fit together.
+        InputError: unreadable file, no CRS, no such band, band files that do not fit together, a
+            nodata value that the pixels cannot have.
     """
     files = split_paths(paths)
     opened = [_open_file(file, ungeoreferenced) for file in files]
     first = opened[0]
     for other in opened[1:]:
         check_same_grid(first, other)
-        mine, theirs = (f"{scene.dtype} with nodata {scene.nodata}" for scene in (first, other))
-        if mine != theirs:
+        if other.dtype != first.dtype:
+            dtype = repairs.common_type(first.dtype, other.dtype)
             raise InputError(
-                f"{other.file} is {theirs}, {first.file} is {mine}: stack only files that agree"
+                f"{other.file} is {other.dtype} but {first.file} is {first.dtype}; stack only "
+                f"files that agree. Repair: {repairs.convert_lines([first, other], dtype)}"
             )
     everything = [band for scene in opened for band in scene.parts]
     if len(opened) > 1:
@@ -172,8 +188,24 @@ def open_scene(
         chosen = choose_bands(bands, everything)
     if not chosen:
         raise InputError(f"{first.file} has nothing but an alpha band; ask for it with --bands 1")
-    nodata = nodata if first.nodata is None else first.nodata
-    return replace(first, bands=tuple(b.name for b in chosen), nodata=nodata, parts=tuple(chosen))
+    if nodata is not None:
+        value = asked_nodata(nodata, first.dtype, first.file, option)
+        _say_what_is_overruled(chosen, value, option)
+        chosen = [band._replace(nodata=value) for band in chosen]
+    common = common_nodata([band.nodata for band in chosen])
+    return replace(first, bands=tuple(b.name for b in chosen), nodata=common, parts=tuple(chosen))
+
+
+def _say_what_is_overruled(bands: Sequence[Band], value: float | None, option: str) -> None:
+    for path in dict.fromkeys(band.path for band in bands):
+        declared = [band.nodata for band in bands if band.path == path and band.nodata is not None]
+        overruled = [other for other in declared if not same_nodata(other, value)]
+        if overruled:
+            found = ", ".join(dict.fromkeys(f"{other:.17g}" for other in overruled))
+            asked = "none" if value is None else f"{value:.17g}"
+            warnings.warn(
+                f"{path} declares nodata {found}; {option} {asked} takes its place", stacklevel=3
+            )
 
 
 def open_labels(
@@ -221,26 +253,77 @@ def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor:
         if differences:
             raise InputError(f"{other.file} has {sizes} as {reference.file} has: make them agree")
         return
-    if want.crs != have.crs:
-        differences.append(f"CRS {have.crs_name}, not {want.crs_name}")
+    if not repairs.same_crs(have.crs, want.crs):
+        differences.append(repairs.crs_difference(have.crs, want.crs))
     else:
         corners = product((0, want.width), (0, want.height))
         shift = [np.subtract(~want.transform * (have.transform * p), p) for p in corners]
         if np.abs(shift).max() > 0.01:
             a, b = (tuple(grid.transform)[:6] for grid in (have, want))
             differences.append(f"transform {a}, not {b}")
-    if not differences:
-        return
-    left, _, right, _ = transform_bounds(have.crs, want.crs, *have.bounds())
-    finer = (right - left) / have.width < 0.75 * abs(want.transform.a)
-    method = "near" if kind in ("label", "mask") else "average" if finer else "bilinear"
-    options = ["-t_srs", want.crs_name, "-te", *want.bounds(), "-ts", want.width, want.height]
-    files = [other.file, f"{Path(other.file).with_suffix('')}-warped.tif"]
-    repair = shlex.join(map(str, ["gdalwarp", *options, "-r", method, *files]))
-    if want.transform.b or want.transform.d or want.transform.e > 0:
-        repair = f"gdalwarp {shlex.quote(reference.file)} north-up.tif (its grid is turned) first"
-    where = f"{other.file} is not on the grid of {reference.file}"
-    raise InputError(f"{where}: {'; '.join(differences)}. Repair: {repair}")
+    if differences:
+        found = f"{other.file} is not on the grid of {reference.file}: {'; '.join(differences)}"
+        raise InputError(f"{found}. {_repair(reference, other, kind, factor)}")
+
+
+def _repair(reference: Scene, other: Scene, kind: str, factor: int) -> str:
+    """The commands that bring a raster onto the grid of another, or why there are none."""
+    want, have = reference.grid.scaled(factor), other.grid
+    try:
+        place = _place(want, have)
+    except RasterioError:
+        return "There is no transformation between the two systems: check which one is right"
+    method = "near"
+    if kind not in ("label", "mask"):
+        method = "average" if place.finer else "bilinear"
+    with _open(other.file) as dataset:
+        job = repairs.Warp(
+            reference=reference.file,
+            factor=factor,
+            other=other.file,
+            bands=len(other.bands),
+            dtype=other.dtype,
+            method=method,
+            nodata=dataset.nodata,
+            alpha=ColorInterp.alpha in dataset.colorinterp,
+            covered=place.covered,
+        )
+    turns = want.transform.b != 0 or want.transform.d != 0
+    if turns or want.transform.a < 0 or want.transform.e > 0:
+        repair = job.onto_a_copy_of_the_grid()
+    else:
+        repair = job.to(want.crs_name, want.bounds(), want.width, want.height)
+    if not place.overlaps:
+        return (
+            "They have no ground in common: check whether they belong together and whether both "
+            f"systems are right. Repair, which leaves all of it missing as long as not: {repair}"
+        )
+    return f"Repair: {repair}"
+
+
+class _Place(NamedTuple):
+    """How one raster lies on another."""
+
+    finer: bool
+    """Its pixels are smaller."""
+    covered: bool
+    """It shows all of the other's ground."""
+    overlaps: bool
+    """It shows any of it."""
+
+
+def _place(want: Grid, have: Grid) -> _Place:
+    steps = np.linspace(0, 1, 21)
+    columns, rows = (axis.ravel() for axis in np.meshgrid(want.width * steps, want.height * steps))
+    points: Any = (columns, rows)
+    xs, ys = transform_points(want.crs, have.crs, *(want.transform * points))
+    points = (np.asarray(xs), np.asarray(ys))
+    columns, rows = ~have.transform * points
+    inside = (columns > -0.01) & (columns < have.width + 0.01)
+    inside &= (rows > -0.01) & (rows < have.height + 0.01)
+    # Along one pixel of the wanted grid there are so many of the other's.
+    across = np.ptp(columns) / want.width + np.ptp(rows) / want.height
+    return _Place(finer=across / 2 > 4 / 3, covered=bool(inside.all()), overlaps=bool(inside.any()))
 
 
 def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> list[Window]:
@@ -293,25 +376,49 @@ def _open_file(path: str | Path, ungeoreferenced: bool) -> RasterScene:
         with _open(path) as dataset:
             grid = Grid(dataset.crs, dataset.transform, dataset.width, dataset.height)
             described = list(zip(dataset.colorinterp, dataset.descriptions, strict=True))
-            dtypes, nodata = set(dataset.dtypes), dataset.nodata
+            dtypes, nodata = set(dataset.dtypes), dataset.nodatavals
+            warp_first = repairs.warp_first(dataset)
     except RasterioError as error:
         raise InputError(f"{path} cannot be opened as a raster: {error}") from error
+    if grid.crs is None and warp_first and not ungeoreferenced:
+        raise InputError(warp_first)
     if grid.crs is None and not ungeoreferenced:
         raise InputError(f"{path} has no CRS; give --ungeoreferenced to tile it by pixel")
     if len(dtypes) != 1 or not dtypes <= set(DTYPES):
         raise InputError(
             f"{path} has bands of type {', '.join(sorted(dtypes))}; expected one of "
-            f"{', '.join(DTYPES)} for all: gdal_translate -ot"
+            f"{', '.join(DTYPES)} for all. {repairs.other_type(path, dtypes)}"
         )
     parts = []
     for i, (colour, description) in enumerate(described, start=1):
         alpha = colour.name == "alpha"
         coloured = colour.name in ("red", "green", "blue")
         name = description or (colour.name if coloured else str(i))
+        name = "alpha" if alpha else name
         named = alpha or coloured or bool(description)
-        parts.append(Band(path, i, "alpha" if alpha else name, alpha, named, description or ""))
+        parts.append(Band(path, i, name, alpha, named, description or "", nodata[i - 1]))
     bands = tuple(band.name for band in parts)
-    return RasterScene(stem, path, grid, dtypes.pop(), bands, nodata, tuple(parts))
+    common = common_nodata([band.nodata for band in parts])
+    return RasterScene(stem, path, grid, dtypes.pop(), bands, common, tuple(parts))
+
+
+def _unmasked(dataset: Any, chosen: Sequence[Band], window: Window) -> Bools:
+    """Where masks and alpha bands of a file say that its chosen bands are measured.
+
+    Alpha counts beside a nodata value, too, for which GDAL forgets it.
+    """
+    valid = np.ones((window.height, window.width), bool)
+    alphas = [i for i, colour in enumerate(dataset.colorinterp, 1) if colour == ColorInterp.alpha]
+    if alphas and not any(band.alpha for band in chosen):
+        valid &= dataset.read(alphas[0], window=window) > 0
+    for band in chosen:
+        flags = dataset.mask_flag_enums[band.number - 1]
+        if MaskFlags.all_valid in flags or MaskFlags.alpha in flags or flags == [MaskFlags.nodata]:
+            continue
+        valid &= dataset.read_masks(band.number, window=window) > 0
+        if MaskFlags.per_dataset in flags:
+            break
+    return valid
 
 
 @lru_cache(maxsize=8)
