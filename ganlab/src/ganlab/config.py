@@ -83,6 +83,8 @@ class TilingConfig:
     """Label values that may occur; collected from the labels if not given."""
     attribute: str | None = None
     """Vector labels: the attribute that holds the class; 1 inside and 0 outside if not given."""
+    layer: str | None = None
+    """Vector labels: the layer to read, where a file has several with geometries."""
     groups: tuple[str, ...] = ()
     """A group (a city, say) for each scene, to split by; the scene's name if not given."""
     nodata: Nodata = None
@@ -678,6 +680,8 @@ class ApplyConfig:
     """Models that start from labels: a text file that recodes the scene to classes, as for tile."""
     attribute: str | None = None
     """Vector input: the attribute that holds the class."""
+    layer: str | None = None
+    """Vector input: the layer to read, where the file has several with geometries."""
     like: str | None = None
     """Vector input: a raster whose grid the output takes."""
     mask: str | None = None

@@ -28,16 +28,17 @@ from ganlab.data.bands import reordered, split_paths
 from ganlab.data.geotiff import Output
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.scenes import (
-    VECTORS,
     Array,
     Bools,
     Scene,
+    VectorScene,
     check_same_grid,
     open_labels,
     open_scene,
 )
 from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.store import Source
+from ganlab.data.vectors import is_vector
 from ganlab.errors import InputError, Note
 from ganlab.randomness import derived_seed, place_noise
 from ganlab.tasks.base import NOISE, Task
@@ -440,19 +441,26 @@ class _Canvas:
 
 def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
     """The scene that a model starts from, checked against what it was trained on."""
-    vector, labels = file.lower().endswith(VECTORS), source.kind == "label"
+    vector, labels = is_vector(file), source.kind == "label"
     expected = f"{len(source.bands)} bands {list(source.bands)} of {source.dtype}"
     if vector and not labels:
         raise InputError(f"{file} is a vector file; this model starts from {expected}")
     if vector and config.like is None:
         raise InputError(f"{file} is a vector file; its grid must be given: --like RASTER")
-    if not vector and (config.like or config.attribute):
-        raise InputError(f"{file} is a raster; --like and --attribute are for vectors")
+    if not vector and (config.like or config.attribute or config.layer):
+        raise InputError(f"{file} is a raster; --like, --attribute and --layer are for vectors")
     if labels:
         if config.bands:
             raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
         like = open_scene(config.like or file, ungeoreferenced=config.ungeoreferenced)
-        return open_labels(file, like.grid, config.attribute, config.ungeoreferenced)
+        classes = open_labels(
+            file, like.grid, config.attribute, config.ungeoreferenced, config.layer
+        )
+        if isinstance(classes, VectorScene) and classes.empty:
+            warnings.warn(
+                Note(f"{file} has no feature on {like.file}: all of it is class 0"), stacklevel=3
+            )
+        return classes
     scene = open_scene(file, config.bands, config.nodata, config.ungeoreferenced)
     unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
     strange = len(scene.bands) != len(source.bands) or reordered(scene.bands, source.bands)

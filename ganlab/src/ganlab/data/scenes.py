@@ -18,12 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.features import rasterize
 from rasterio.warp import transform as transform_points
-from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from ganlab.config import Nodata
@@ -31,12 +28,12 @@ from ganlab.data import repairs
 from ganlab.data.bands import Band, choose_bands, split_paths, stacked
 from ganlab.data.grids import Grid
 from ganlab.data.missing import asked_nodata, common_nodata, equals_nodata, same_nodata
+from ganlab.data.vectors import Features, features_on, is_vector
 from ganlab.errors import InputError
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Edges = Literal["shift", "pad", "drop"]
-VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 LOCK = threading.Lock()
 
@@ -126,23 +123,24 @@ class RasterScene(Scene):
 class VectorScene(Scene):
     """Vector labels burned into the grid of a scene; made by ``open_labels``.
 
-    A pixel belongs to a feature that holds its centre; later features lie over earlier ones,
+    A pixel belongs to a polygon that holds its centre; later features lie over earlier ones,
     pixels outside all features are 0.
     """
 
     attribute: str | None
+    layer: str | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no feature lies on the scene: all its pixels are 0."""
+        return self._features().empty
 
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
-        import shapely
+        values = self._features().burn(window, self.dtype)
+        return values[None], np.ones(values.shape, bool)
 
-        shapes, classes, tree, _ = _features(self.file, _age(self.file), self.grid, self.attribute)
-        area = Grid(self.grid.crs, self.grid.at(window), window.width, window.height)
-        values = np.zeros((1, window.height, window.width), self.dtype)
-        found = np.sort(tree.query(shapely.box(*area.bounds())))
-        if len(found):
-            burned = [(shapes[i], int(classes[i])) for i in found]
-            rasterize(burned, out=values[0], transform=area.transform)
-        return values, np.ones(values.shape[1:], bool)
+    def _features(self) -> Features:
+        return features_on(self.file, self.grid, self.attribute, self.layer)
 
 
 def open_scene(
@@ -209,20 +207,24 @@ def _say_what_is_overruled(bands: Sequence[Band], value: float | None, option: s
 
 
 def open_labels(
-    path: str | Path, like: Grid, attribute: str | None = None, ungeoreferenced: bool = False
+    path: str | Path,
+    like: Grid,
+    attribute: str | None = None,
+    ungeoreferenced: bool = False,
+    layer: str | None = None,
 ) -> Scene:
     """Open classes: a raster of one band, or a vector file (GeoJSON, GeoPackage, ...).
 
     Vectors are reprojected to the grid ``like`` of the image and burned into it window by
-    window; the integer ``attribute`` holds their class, which is 1 without it. Rasters keep
-    their own grid: compare it with ``check_same_grid``.
+    window; the integer ``attribute`` holds their class, which is 1 without it, and ``layer``
+    chooses among several. Rasters keep their own grid: compare it with ``check_same_grid``.
 
     Raises:
-        InputError: unreadable file, more than one band, classes that are no integers, no CRS, no
-            feature near the scene, pyogrio or shapely not installed.
+        InputError: unreadable file, more than one band, classes that are no integers, no CRS, a
+            file of another place, several layers, pyogrio not installed.
     """
     path = str(path)
-    if not path.lower().endswith(VECTORS):
+    if not is_vector(path):
         raster = open_scene([path], ungeoreferenced=ungeoreferenced)
         if len(raster.parts) > 1 or raster.dtype.startswith("float"):
             found = f"{len(raster.parts)} bands of {raster.dtype}"
@@ -232,8 +234,8 @@ def open_labels(
         return raster
     if like.crs is None:
         raise InputError(f"{path} needs an image with a CRS to lie on; give raster labels")
-    dtype = _features(path, _age(path), like, attribute)[3]
-    return VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute)
+    dtype = features_on(path, like, attribute, layer).dtype
+    return VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute, layer)
 
 
 def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor: int = 1) -> None:
@@ -419,46 +421,3 @@ def _unmasked(dataset: Any, chosen: Sequence[Band], window: Window) -> Bools:
         if MaskFlags.per_dataset in flags:
             break
     return valid
-
-
-@lru_cache(maxsize=8)
-def _features(path: str, age: int, grid: Grid, attribute: str | None) -> tuple[Any, ...]:
-    """Shapes near the grid in its CRS, their classes, a spatial index, a type for all classes."""
-    try:
-        import pyogrio
-        import shapely
-    except ImportError as error:
-        raise InputError(f"{path} needs pyogrio, shapely: pip install 'ganlab[vector]'") from error
-    options = {"columns": [] if attribute is None else [attribute], "return_fids": True}
-    try:
-        layers = pyogrio.list_layers(path)[:, 0]
-        if len(layers) != 1:
-            found = ", ".join(layers)
-            raise InputError(f"{path} has layers {found}; expected one, extract it with ogr2ogr")
-        meta, everywhere, _, values = pyogrio.raw.read(path, read_geometry=False, **options)
-        if meta["crs"] is None:
-            raise InputError(f"{path} has no CRS: give it one with `ogr2ogr -a_srs`")
-        crs = CRS.from_user_input(meta["crs"])
-        bounds = transform_bounds(grid.crs, crs, *grid.bounds())
-        _, fids, geometry, near = pyogrio.raw.read(path, bbox=bounds, **options)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-        raise InputError(f"{path} cannot be read as a vector file: {error}") from error
-    if len(everywhere) and not len(fids):
-        raise InputError(f"{path} lies nowhere near the scene, {bounds}: check its CRS, axis order")
-    shapes, classes, dtype = shapely.from_wkb(geometry), np.ones(len(fids), np.int64), "uint8"
-    if attribute is not None:
-        if not values or values[0].dtype.kind not in "iu":
-            found = f"is {values[0].dtype}, or empty in places" if values else "is missing"
-            raise InputError(f"{path}: attribute {attribute!r} {found}; give one of integers")
-        classes = near[0]
-        if values[0].min(initial=0) < 0 or values[0].max(initial=0) > 255:
-            dtype = "int32"
-    if path.lower().endswith(".gpkg"):
-        # The spatial index answers in an order of its own; GeoJSON keeps that of the file.
-        order = np.argsort(fids, kind="stable")
-        shapes, classes = shapes[order], classes[order]
-
-    shapes = shapely.transform(
-        shapes, lambda points: np.stack(transform_points(crs, grid.crs, *points.T), axis=1)
-    )
-    return shapes, classes, shapely.STRtree(shapes), dtype

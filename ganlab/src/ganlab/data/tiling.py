@@ -26,6 +26,7 @@ from ganlab.data.bands import reordered, split_paths
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.scenes import (
     Scene,
+    VectorScene,
     check_same_grid,
     open_labels,
     open_scene,
@@ -46,7 +47,7 @@ from ganlab.data.store import (
     file_checksum,
     head_checksum,
 )
-from ganlab.errors import InputError
+from ganlab.errors import InputError, Note
 from ganlab.files import exclusive, folder_beside, sweep
 
 SHARD_BYTES = 64 * 2**20
@@ -187,7 +188,13 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
         for name, (files, kind) in wanted.items():
             raster: Scene = image
             if kind in ("label", "mask"):
-                raster = open_labels(files[i], image.grid, config.attribute, config.ungeoreferenced)
+                raster = open_labels(
+                    files[i],
+                    image.grid,
+                    config.attribute,
+                    config.ungeoreferenced,
+                    config.layer,
+                )
             elif name != "image":
                 raster = open_scene(files[i], ungeoreferenced=config.ungeoreferenced)
             factor = max(1, round(raster.grid.width / image.grid.width)) if name in more else 1
@@ -195,6 +202,8 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
             classes = tuple(sorted(config.classes)) if name == "label" else ()
             new = Source(name, kind, raster.dtype, raster.bands, factor, classes, raster.nodata)
             old = sources.setdefault(name, new)
+            if isinstance(raster, VectorScene):  # its type is free, see _with_common_types
+                new = replace(new, dtype=old.dtype)
             if (len(new.bands), new.dtype, factor) != (len(old.bands), old.dtype, old.factor):
                 raise InputError(
                     f"{raster.file} has {len(new.bands)} bands of {new.dtype}, factor {factor}, "
@@ -214,7 +223,56 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
         stored = StoredScene(scene_name, group, *place, pixel_size=ground_pixel_size(grid))
         scenes.append((stored, tuple(rasters)))
     _warn_of_unlike_pixels([(rasters[0].file, scene.pixel_size) for scene, rasters in scenes])
-    return scenes, tuple(sources.values())
+    _check_vector_options(config, scenes)
+    return _with_common_types(scenes, tuple(sources.values()))
+
+
+def _check_vector_options(config: TilingConfig, scenes: Scenes) -> None:
+    """Refuse options that no file takes, and count scenes on which no feature lies."""
+    vectors = [
+        [raster for raster in rasters if isinstance(raster, VectorScene)] for _, rasters in scenes
+    ]
+    if not any(vectors):
+        for option, given in (("attribute", config.attribute), ("layer", config.layer)):
+            if given is not None:
+                raise InputError(
+                    f"--{option} {given} is for vector labels, and none are given: leave it out"
+                )
+        return
+    empty = sum(any(raster.empty for raster in rasters) for rasters in vectors)
+    if empty:
+        have = "has" if empty == 1 else "have"
+        warnings.warn(
+            Note(f"{empty} of {len(scenes)} scenes {have} no feature: all background (class 0)"),
+            stacklevel=4,
+        )
+
+
+def _with_common_types(scenes: Scenes, sources: Sources) -> tuple[Scenes, Sources]:
+    """One type for all vectors of a source: that of its rasters, or one that holds all classes."""
+    columns: list[list[Scene]] = []
+    typed = []
+    for i, source in enumerate(sources):
+        column = [rasters[i] for _, rasters in scenes]
+        vectors = [raster.dtype for raster in column if isinstance(raster, VectorScene)]
+        fixed = [raster.dtype for raster in column if not isinstance(raster, VectorScene)]
+        dtype = fixed[0] if fixed else str(np.result_type(*vectors))
+        columns.append([_in_type(raster, dtype) for raster in column])
+        typed.append(replace(source, dtype=dtype))
+    together = zip(*columns, strict=True)
+    merged = [(scene, new) for (scene, _), new in zip(scenes, together, strict=True)]
+    return merged, tuple(typed)
+
+
+def _in_type(raster: Scene, dtype: str) -> Scene:
+    if not isinstance(raster, VectorScene):
+        return raster
+    if not np.can_cast(raster.dtype, dtype):
+        raise InputError(
+            f"{raster.file} has classes outside 0 to 255, and the label rasters beside it are "
+            f"{dtype}: convert those with gdal_translate -ot Int32"
+        )
+    return replace(raster, dtype=dtype)
 
 
 def _warn_of_unlike_pixels(sizes: Sequence[tuple[str, float | None]]) -> None:
