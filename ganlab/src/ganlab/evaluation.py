@@ -31,7 +31,7 @@ from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.split import Split
 from ganlab.data.store import TileStore, rgb_bands
-from ganlab.data.trained import fingerprint, on_trained_ground, read_trained
+from ganlab.data.trained import fingerprint, on_trained_ground, open_tiles, read_trained
 from ganlab.distributions import (
     bootstrap_interval,
     draws,
@@ -95,7 +95,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     run = run_directory(config.run)
     about = read_config(run)
     task = load_task(config.run, average=config.average, device=config.device)
-    store = TileStore.open(config.tiles or run / about["tiles"])
+    store = open_tiles(run, about["tiles"], config.tiles)
     split = store.split(from_dict(TrainingConfig, about["training"]).split)
     for share in (config.split, "train"):
         if len(getattr(split, share)) == 0:

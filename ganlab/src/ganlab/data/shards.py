@@ -18,10 +18,10 @@ from ganlab.errors import InputError
 
 CURE = "tile the scenes again"
 MAGIC = b"\x93NUMPY\x01\x00"
-LONGEST_HEADER = 2**16 + 10
+LONGEST_HEADER = 2**12
 # As numpy.save writes it. Numpy's own reader evaluates whatever stands there, at any length.
 HEADER = re.compile(
-    r"\{'descr': '([^'\\]{1,20})', 'fortran_order': (True|False), "
+    r"\{'descr': '([<>=|][biufcO][0-9]{0,2})', 'fortran_order': (True|False), "
     r"'shape': \(([0-9]{1,18}(?:, [0-9]{1,18})*),?\), \} *\n"
 )
 
@@ -42,7 +42,7 @@ def find_pixels(file: Path, dtype: str, shape: Shape) -> int:
         if size <= payload:
             raise InputError(f"{file} is missing or cut short: {CURE}")
         with open(file, "rb") as opened:
-            start = opened.read(min(size - payload, LONGEST_HEADER))
+            start = opened.read(LONGEST_HEADER)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error}): {CURE}") from error
     found = _parse_header(start)

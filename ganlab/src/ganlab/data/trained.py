@@ -6,6 +6,7 @@ with tiles of any store, grown, renamed or made anew, so that none is taken for 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,28 @@ class TrainedScene:
     """First column of each tile."""
     checksums: tuple[str, ...]
     """Of each tile, where there are no coordinates to recognize it by."""
+
+
+def open_tiles(run: Path, recorded: str, given: Path | str | None) -> TileStore:
+    """The tile store that a run was trained on.
+
+    Args:
+        run: the run directory.
+        recorded: where the store was, as seen from the run.
+        given: where the store is now, or another store; None if it is where it was.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    if given is not None:
+        return TileStore.open(given)
+    place = run / recorded
+    if not place.exists():
+        expected = os.path.realpath(place)
+        raise InputError(
+            f"the tile store of {run} is not at {expected}: say where it is now with --tiles"
+        )
+    return TileStore.open(place)
 
 
 def fingerprint(store: TileStore, split: Split) -> dict[str, str]:

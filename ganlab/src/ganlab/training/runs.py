@@ -33,6 +33,7 @@ from ganlab.data.store import TileStore
 from ganlab.data.trained import (
     TrainedScene,
     fingerprint,
+    open_tiles,
     read_trained,
     trained_scenes,
     write_trained,
@@ -136,7 +137,7 @@ def resume(
         about["training"]["steps"] = steps
     _, spec, config = _parts(about)
     _check(config)
-    store = TileStore.open(Path(tiles or run / about["tiles"]))
+    store = open_tiles(run, about["tiles"], tiles)
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
     if not same or fingerprint(store, store.split(config.split)) != about["fingerprint"]:
