@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import shutil
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from damage import flip_bit, truncate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +117,31 @@ def test_a_stream_leaves_the_global_generator_alone(store, spec):
     state = torch.get_rng_state()
     list(make(store, spec).stream(0, 3, workers=1))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_cut_during_a_training_ends_it_with_one_line(tmp_path, spec, store, workers):
+    folder = tmp_path / "tiles"
+    shutil.copytree(store.path, folder)
+    opened = TileStore.open(folder)
+    opened.verify()
+    stream = make(opened, spec).stream(0, 50, workers=workers)
+    next(stream)
+    truncate(folder / "image-00000.npy", 128 + 3 * 2 * 2 * SIZE * SIZE)
+    with pytest.raises(InputError) as error:
+        list(stream)
+    assert str(error.value) == (
+        f"{folder / 'image-00000.npy'} was cut short while it was in use: tile the scenes again"
+    )
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_damaged_tile_is_named_and_not_trained_on(tmp_path, spec, store, resident):
+    folder = tmp_path / "tiles"
+    shutil.copytree(store.path, folder)
+    flip_bit(folder / "label-00000.npy", 8 * (128 + 4 * SIZE * SIZE * 5 + 7))
+    with pytest.raises(InputError, match="tile 5 of scene s is damaged"):
+        list(make(TileStore.open(folder), spec, resident=resident).stream(0, 3))
 
 
 def test_each_epoch_meets_each_tile_once_in_a_new_order(store, spec):

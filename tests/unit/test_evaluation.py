@@ -1,6 +1,7 @@
 """Evaluation against numbers computed by hand on the same tiles."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from damage import flip_bit
 from rasterio.transform import from_origin
 
 from ganlab import evaluation, metrics
@@ -29,7 +31,7 @@ from ganlab.config import (
     UNetConfig,
 )
 from ganlab.data.batches import Batches
-from ganlab.data.store import Source
+from ganlab.data.store import VALID, Source
 from ganlab.data.tiling import tile
 from ganlab.distributions import bootstrap_interval
 from ganlab.errors import InputError
@@ -37,7 +39,7 @@ from ganlab.evaluation import evaluate, table
 from ganlab.randomness import derived_seed
 from ganlab.resolution import enlarge
 from ganlab.tasks.base import Field
-from ganlab.training import load_task, train
+from ganlab.training import load_task, resume, train
 
 CLASSES = (0, 2, 7)
 DEVICE = torch.device("cpu")
@@ -302,6 +304,36 @@ def test_tiles_with_fewer_sources_do_not_fit(store, runs, tmp_path):
     (folder / "store.json").write_text(json.dumps(head))
     with pytest.raises(InputError, match="source 'later' is None"):
         evaluate(EvaluateConfig(runs["label-image"], tiles=folder))
+
+
+@pytest.mark.parametrize("name", ["image", "label", "later", "valid"])
+def test_a_flipped_bit_in_a_test_tile_is_found_and_named(store, runs, tmp_path, name):
+    """Whatever the run looks at: twenty of twenty, where it gave other numbers."""
+    folder = tmp_path / "tiles"
+    shutil.copytree(store.path, folder)
+    tile = int(store.split(SplitConfig(block=32)).test[1])
+    size = (VALID if name == "valid" else store.sources[name]).nbytes(store.size)
+    rng = np.random.default_rng(0)
+    for byte in rng.integers(0, size, 5).tolist():
+        place = 8 * (128 + tile * size + byte) + int(rng.integers(0, 8))
+        flip_bit(folder / f"{name}-00000.npy", place)
+        with pytest.raises(InputError, match=f"tile {tile} of scene a is damaged"):
+            evaluate(EvaluateConfig(runs["label-image"], tiles=folder, to=tmp_path / "x.json"))
+        flip_bit(folder / f"{name}-00000.npy", place)
+    assert not (tmp_path / "x.json").exists()
+    evaluate(EvaluateConfig(runs["label-image"], tiles=folder, to=tmp_path / "x.json"))
+
+
+def test_a_store_that_moved_is_asked_for(runs, tmp_path):
+    run = tmp_path / "another" / "run"
+    shutil.copytree(runs["label-image"], run)
+    expected = os.path.realpath(run / json.loads((run / "config.json").read_text())["tiles"])
+    for again in (lambda: evaluate(EvaluateConfig(run)), lambda: resume(run)):
+        with pytest.raises(InputError) as error:
+            again()
+        assert str(error.value) == (
+            f"the tile store of {run} is not at {expected}: say where it is now with --tiles"
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,21 @@ from ganlab.data.tiling import tile
 tile(TilingConfig(images=(sys.argv[1],), to=sys.argv[2], size=64, workers=2))
 """
 
+UNGUARDED_LOADER = """
+import multiprocessing
+import sys
+import numpy as np
+from ganlab.config import ScalingConfig
+from ganlab.data.batches import Batches, describe
+from ganlab.data.store import TileStore
+
+multiprocessing.set_start_method("spawn", force=True)
+store = TileStore.open(sys.argv[1])
+tiles = np.arange(len(store))
+batches = Batches(store, tiles, describe(store, tiles, ScalingConfig()), batch_size=2)
+print(len(list(batches.stream(0, 3, workers=2))))
+"""
+
 
 @pytest.fixture
 def scene(tmp_path):
@@ -125,6 +140,20 @@ def test_a_script_without_a_main_guard_is_told_so_in_one_line(tmp_path, scene):
     assert run.stderr.splitlines()[-1].startswith("ganlab.errors.InputError: the 2 worker process")
     assert 'under `if __name__ == "__main__":`' in run.stderr.splitlines()[-1]
     assert sorted(os.listdir(tmp_path)) == ["scene.tif", "script.py"]
+
+
+def test_loader_processes_of_a_script_without_a_main_guard(tmp_path, scene):
+    """As on systems that spawn processes in place of forking them."""
+    script = tmp_path / "script.py"
+    store = tiles_of(scene, tmp_path / "store")
+    script.write_text(UNGUARDED_LOADER)
+    command = [sys.executable, str(script), str(store.path)]
+    run = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("Traceback (most recent call last)") == 1
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("ganlab.errors.InputError: the 2 loader processes do not start")
+    assert 'under `if __name__ == "__main__":`' in last
 
 
 def test_a_worker_that_is_killed_is_said(tmp_path, scene):

@@ -15,9 +15,9 @@ from ganlab.errors import InputError
 
 GUARD = (
     'in a script, what starts them must stand under `if __name__ == "__main__":`, because each '
-    "of them begins by importing the script; or give workers as "
+    "of them begins by importing the script"
 )
-"""Why worker processes do not start; the number of workers that needs none follows."""
+"""Why worker processes do not start."""
 
 
 @contextmanager
@@ -37,7 +37,9 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             yield made
     except BrokenProcessPool:
         if not started:
-            raise InputError(f"the {workers} worker processes do not start: {GUARD}1") from None
+            raise InputError(
+                f"the {workers} worker processes do not start: {GUARD}; or give workers=1"
+            ) from None
         raise InputError(
             f"one of the {workers} worker processes was ended from outside, perhaps for want of "
             "memory; nothing was left behind: use fewer workers"

@@ -21,6 +21,7 @@ from ganlab.config import ScalingConfig, from_dict, to_dict
 from ganlab.data.store import Source, TileStore
 from ganlab.errors import InputError
 from ganlab.randomness import keys, permutation, uniforms
+from ganlab.workers import GUARD, leave_if_main_is_being_imported
 
 Batch = dict[str, Tensor]
 Tiles = npt.NDArray[np.int64]
@@ -229,7 +230,8 @@ class Batches:
         if self._resident or workers == 0:
             yield from (self[step] for step in range(start, stop))
             return
-        loader: DataLoader[Batch] = DataLoader(
+        leave_if_main_is_being_imported()
+        loader: DataLoader[Batch | InputError] = DataLoader(
             _HostReader(self),
             batch_size=None,
             sampler=range(start, stop),
@@ -237,7 +239,7 @@ class Batches:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
         )
-        for step, raw in enumerate(loader, start):
+        for step, raw in enumerate(_from_processes(loader, workers), start):
             yield self._make(raw, self._plan(step))
 
     def whole(self, tiles: Tiles) -> Batch:
@@ -287,14 +289,44 @@ class Batches:
         return batch
 
 
-class _HostReader(Dataset[Batch]):
+class _HostReader(Dataset[Batch | InputError]):
     """What loader processes run: reading only, no work on the device."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.batches._read(self.batches._plan(step).tiles)
+    def __getitem__(self, step: int) -> Batch | InputError:
+        # Raised in a loader process, an error would arrive with the traceback of that in its text.
+        try:
+            return self.batches._read(self.batches._plan(step).tiles)
+        except InputError as error:
+            return error
+
+
+def _from_processes(loader: DataLoader[Batch | InputError], workers: int) -> Iterator[Batch]:
+    """What the loader processes read.
+
+    Raises:
+        InputError: they cannot read a tile, do not start, or end before their work is done.
+    """
+    begun = False
+    try:
+        for raw in loader:
+            begun = True
+            if isinstance(raw, InputError):
+                raise raw
+            yield raw
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        if not begun:
+            raise InputError(
+                f"the {workers} loader processes do not start: {GUARD}; or give workers=0"
+            ) from None
+        raise InputError(
+            f"one of the {workers} loader processes was ended from outside, perhaps for want of "
+            "memory: use fewer workers, or none"
+        ) from None
 
 
 def _cut(data: Tensor, rows: Tiles, plan: _Plan, factor: int = 1) -> Tensor:

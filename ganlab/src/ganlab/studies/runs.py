@@ -34,6 +34,7 @@ from ganlab.config import EvaluateConfig, TrainingConfig, finite, read_json, to_
 from ganlab.errors import InputError, TrainingFailed
 from ganlab.studies.questions import Study, fitting
 from ganlab.studies.verdicts import Comparison, Result, Rule, compare
+from ganlab.workers import GUARD, leave_if_main_is_being_imported
 
 FORMAT = "ganlab study 1"
 RESAMPLES = 500
@@ -124,6 +125,8 @@ def run_study(
     """
     from ganlab.data.store import TileStore
 
+    if devices or processes > 1:
+        leave_if_main_is_being_imported()
     training, to = training or TrainingConfig(), Path(to)
     if seeds < 1 or processes < 1:
         raise InputError(f"{seeds} seeds in {processes} processes: expected at least 1 of each")
@@ -329,6 +332,8 @@ def _apart(runs: Sequence[_Run], places: Sequence[str]) -> Generator[Made]:
                     refused = ours.recv()
                 except EOFError:
                     refused = f"its process ended with code {process.exitcode}"
+                    if process.exitcode == 1:
+                        refused += f", perhaps as it could not start: {GUARD}"
                 yield run, refused
     finally:
         for process, *_ in busy.values():

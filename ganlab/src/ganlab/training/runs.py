@@ -50,6 +50,7 @@ from ganlab.training.processes import this_process
 from ganlab.training.records import Records, panel, picture, read_metrics, replace_text
 from ganlab.training.trainer import OnLog, Trainer
 from ganlab.training.watch import Watch, first_bad
+from ganlab.workers import leave_if_main_is_being_imported
 
 FORMAT = "ganlab run 1"
 FAILURE = "failure.json"
@@ -79,7 +80,11 @@ def train(
         InputError: a path, setting or combination is not usable.
         TrainingFailed: a loss became infinite or NaN.
     """
-    config, run, store = training or TrainingConfig(), Path(to), TileStore.open(Path(tiles))
+    config = training or TrainingConfig()
+    if config.workers:
+        leave_if_main_is_being_imported()
+    run = Path(to)
+    store = TileStore.open(Path(tiles))
     kind = next((name for name, t in TASKS.items() if t.config_type is type(task)), None)
     if kind is None:
         raise InputError(f"{type(task).__name__} configures no task; tasks: {sorted(TASKS)}")
@@ -137,6 +142,8 @@ def resume(
         about["training"]["steps"] = steps
     _, spec, config = _parts(about)
     _check(config)
+    if config.workers:
+        leave_if_main_is_being_imported()
     store = open_tiles(run, about["tiles"], tiles)
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
