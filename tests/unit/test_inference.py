@@ -826,7 +826,7 @@ def test_a_disk_that_refuses_in_the_middle(tmp_path, shape, limits):
 def test_leftovers_of_a_killed_process_go(tmp_path, run_of):
     scene = raster(tmp_path / "in.tif", noise((3, 20, 30)))
     run_of(Mapped(RGB, RGB))
-    old = tmp_path / "out" / ".made.tif.partial"
+    old = tmp_path / "out" / ".made.tif.a1b2c3d4.ganlab-tmp"
     old.mkdir(parents=True)
     (old / "image.tif").write_text("half")
     applied(tmp_path, scene)

@@ -1,5 +1,6 @@
 """Whole scenes with holes: only holes are filled, and the files say where."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -576,7 +577,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path, run_of, hole_task, monkey
         calls.append(arguments)
         raise OSError(28, "No space left on device")
 
-    place = (inference.Output, "write") if when == "write" else (inference.os, "replace")
+    place = (inference.Output, "write") if when == "write" else (os, "replace")
     monkeypatch.setattr(*place, full)
     with pytest.raises(InputError, match=r"made\.tif cannot be written"):
         applied(tmp_path, scene, overwrite=True)

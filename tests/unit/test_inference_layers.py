@@ -1,5 +1,6 @@
 """Whole scenes in finer pixels, and without clouds: grids, bits, and where pixels are from."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -586,7 +587,7 @@ def test_a_full_disk_leaves_what_stood_there(
         "write": (inference.Output, "write"),
         "fill": (inference, "_fill"),
         "finish": (inference.Output, "finish"),
-        "replace": (inference.os, "replace"),
+        "replace": (os, "replace"),
     }[when]
     monkeypatch.setattr(*place, full)
     with pytest.raises(InputError, match=r"made\.tif cannot be written"):

@@ -57,7 +57,9 @@ def exclusive(target: Path, what: str) -> Iterator[None]:
             "name"
         ) from None
     except OSError as error:
-        raise InputError(f"{target} cannot be written: {error}") from error
+        raise InputError(
+            f"{target} cannot be written ({error}): expected a folder that can be written"
+        ) from error
     try:
         yield
     finally:
@@ -104,13 +106,16 @@ def replace_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sweep(target: Path) -> None:
-    """Remove what killed processes left beside ``target``; only for who holds its lock."""
+def leftovers(target: Path) -> list[Path]:
+    """What processes that write ``target``, or were killed while they did, have beside it."""
     # Exactly the names that are made above: not those of a target called <name>.<more>.
     made = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]+{re.escape(LEFTOVER)}")
-    for leftover in target.parent.iterdir():
-        if made.fullmatch(leftover.name) is None:
-            continue
+    return sorted(path for path in target.parent.iterdir() if made.fullmatch(path.name))
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes left beside ``target``; only for who holds its lock."""
+    for leftover in leftovers(target):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

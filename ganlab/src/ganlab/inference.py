@@ -7,10 +7,9 @@ later window touches them. Windows start at multiples of the generator's stride 
 scene's border, so the network pads only where the scene ends.
 """
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +26,8 @@ from ganlab.config import ApplyConfig
 from ganlab.data.bands import reordered, split_paths
 from ganlab.data.geotiff import Output
 from ganlab.data.metres import ground_pixel_size
+from ganlab.data.placing import check_no_input, placed
+from ganlab.data.raster_files import source_files
 from ganlab.data.scenes import (
     Array,
     Bools,
@@ -40,8 +41,11 @@ from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.store import Source
 from ganlab.data.vectors import is_vector
 from ganlab.errors import InputError, Note
+from ganlab.files import exclusive, is_plain_name
+from ganlab.provenance import model_of, output_tags, set_mark
 from ganlab.randomness import derived_seed, place_noise
 from ganlab.tasks.base import NOISE, Task
+from ganlab.together import FINISHED
 from ganlab.training.processes import autocast
 from ganlab.training.runs import decide_precision, load_task
 
@@ -129,32 +133,17 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     scene = _open_input(config.scene, config, task.inputs[0].source)
     holes, filler = _open_holes(config, scene, task), _load_filler(config, task)
     _compare_pixel_sizes(scene, task)
-    to, names = config.to, [field.name for field in task.outputs[1:]]
-    names += [ORIGIN.name] if filler else []
-    others = (to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)
-    targets = [to, *others]
-    for path in targets:
-        _check_target(path, [*split_paths(config.scene), config.mask], config.overwrite)
-    folder = to.with_name(f".{to.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # a killed process may have left it
-    environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True)
-    try:
-        folder.mkdir(parents=True)
-        with environment, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
-            outputs = _write(folder, config, task, scene, holes, progress)
-            if filler is not None:
-                outputs = _fill(folder, config, filler, scene, outputs, progress)
-            finished = [output.finish() for output in outputs]
-        for path, target in zip(finished, targets, strict=True):
-            os.replace(path, target)
-    except (OSError, RasterioError) as error:
-        raise InputError(
-            f"{to} cannot be written ({error.__cause__ or error}): expected a folder that can be "
-            "written and a disk with room for it twice; nothing was changed"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    targets = _targets(config, task, filler)
+    with ExitStack() as locks:
+        for target in sorted(targets):
+            locks.enter_context(exclusive(target, "apply"))
+        try:
+            _write_all(config, task, filler, scene, holes, targets, progress)
+        except (OSError, RasterioError) as error:
+            raise InputError(
+                f"{config.to} cannot be written ({error.__cause__ or error}): expected a folder "
+                "that can be written and a disk with room for it twice; nothing was changed"
+            ) from error
     return targets
 
 
@@ -180,6 +169,37 @@ def _compare_pixel_sizes(scene: Scene, task: Task) -> None:
         f"{readable_size(trained)}: warp the scene to that size, or train on tiles of this one",
         stacklevel=3,
     )
+
+
+def _write_all(
+    config: ApplyConfig,
+    task: Task,
+    filler: Task | None,
+    scene: Scene,
+    holes: Holes | None,
+    targets: Sequence[Path],
+    progress: Progress | None,
+) -> None:
+    """All outputs, finished in a folder beside their places, which they take together."""
+    model = model_of(task, config.run)
+    second = None if filler is None or config.fill is None else model_of(filler, config.fill)
+    tags = output_tags(
+        task, model, [Path(file) for file in split_paths(config.scene)], targets, second
+    )
+    environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True)
+    georeferenced = scene.grid.crs is not None or not scene.grid.transform.is_identity
+    with (
+        environment,
+        placed(targets, replace=config.overwrite, georeferenced=georeferenced) as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
+        outputs = _write(folder, config, task, scene, holes, progress)
+        if filler is not None:
+            outputs = _fill(folder, config, filler, scene, outputs, progress)
+        mark = set_mark(tags, [output.total for output in outputs])
+        for output, target, about in zip(outputs, targets, tags, strict=True):
+            output.finish(folder / FINISHED / target.name, about | {"GANLAB_SET": mark})
 
 
 def _write(
@@ -510,13 +530,32 @@ def _check_mask(mask: Scene, config: ApplyConfig) -> None:
             raise InputError(f"{mask.file}: {error} (--classes, --read-as)") from None
 
 
-def _check_target(path: Path, inputs: Sequence[str | None], overwrite: bool) -> None:
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(f"{path}: the output is a GeoTIFF; give a name that ends in .tif")
-    if path.is_dir() or any(path.resolve() == Path(file).resolve() for file in inputs if file):
-        raise InputError(f"{path} is a folder or the scene itself, or its mask; give another name")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+def _targets(config: ApplyConfig, task: Task, filler: Task | None) -> list[Path]:
+    """Where the outputs will be: the first as asked for, the others beside it.
+
+    Raises:
+        InputError: a place cannot be one, or is that of an input.
+    """
+    to = config.to
+    if to.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(f"{to}: the output is a GeoTIFF; give a name that ends in .tif")
+    made_by = [(config.run, task)]
+    if filler is not None and config.fill is not None:
+        made_by.append((config.fill, filler))
+    for run, maker in made_by:
+        for field in maker.outputs:
+            if not is_plain_name(field.name):
+                raise InputError(
+                    f"{run}: config.json names a source {field.name!r}, which cannot be a part of "
+                    "a file name; this run is damaged or not to be trusted"
+                )
+    names = [field.name for field in task.outputs[1:]]
+    if filler is not None:
+        names.append(ORIGIN.name)
+    targets = [to, *(to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)]
+    inputs = [*split_paths(config.scene), config.mask, config.like]
+    check_no_input(targets, source_files(file for file in inputs if file))
+    return targets
 
 
 def _groups(columns: list[Span], size: int) -> list[list[Span]]:

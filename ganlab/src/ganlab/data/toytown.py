@@ -17,11 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
+from rasterio.errors import RasterioError
 
 from ganlab.config import ToytownConfig
-from ganlab.data.geotiff import write_geotiff
+from ganlab.data.geotiff import write_geotiff as write_geotiff
+from ganlab.data.geotiff import write_pixels
+from ganlab.data.placing import Refusal, placed
 from ganlab.errors import InputError
+from ganlab.files import exclusive
 from ganlab.randomness import uniforms
+from ganlab.together import FINISHED
 
 Array = npt.NDArray[Any]
 Place = tuple[slice, ...]
@@ -33,6 +38,8 @@ TO_SUN = (0.6, 0.8)
 SKY = (0.45, 0.49, 0.57)
 """What is left of red, green and blue in a shadow: the light of the sky."""
 CRS = "EPSG:32633"
+ADVICE = "remove it or give another folder or seed"
+REFUSAL = Refusal(f"exists already; {ADVICE}", ADVICE)
 
 _HOMES, _SHOPS, _PARK, _WOOD, _FIELD, _MEADOW = range(6)
 _TREES = np.array([0.09, 0.03, 0.14, 1.0, 0.0015, 0.03])  # density by kind of land
@@ -383,21 +390,36 @@ def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
     """
     if config.scenes < 1:
         raise InputError(f"toytown with scenes {config.scenes}: expected at least 1")
-    to, seeds = config.to, range(config.seed, config.seed + config.scenes)
-    pairs = [(to / f"town-{i:03d}.tif", to / f"town-{i:03d}-labels.tif") for i in seeds]
-    for path in (path for pair in pairs for path in pair):
-        if path.exists():
-            raise InputError(f"{path} exists already; remove it or give another folder or seed")
     _check(config.size, config.seed, config.resolution)
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{to} is no folder to write to: {error}") from error
-    for seed, (image, labels) in zip(seeds, pairs, strict=True):
-        rgb, classes = town(config.size, seed, config.resolution)
-        width = config.size * config.resolution
-        west, north = 400_000 + seed % 50 * width, 5_400_000 - seed // 50 % 50 * width
-        grid = Affine(config.resolution, 0, west, 0, -config.resolution, north)
-        write_geotiff(image, rgb, CRS, grid, ("red", "green", "blue"))
-        write_geotiff(labels, classes, CRS, grid, ("class",), CLASSES)
+    to = config.to
+    seeds = range(config.seed, config.seed + config.scenes)
+    pairs = [(to / f"town-{i:03d}.tif", to / f"town-{i:03d}-labels.tif") for i in seeds]
+    targets = [path for pair in pairs for path in pair]
+    with exclusive(to / "toytown", "toytown"):
+        try:
+            with placed(targets, replace=False, work=to / "toytown", refusal=REFUSAL) as folder:
+                for seed, pair in zip(seeds, pairs, strict=True):
+                    _write_scene(folder / FINISHED, pair, seed, config)
+        except (OSError, RasterioError) as error:
+            raise InputError(f"{to} cannot be written to: {error}") from error
     return pairs
+
+
+def _write_scene(folder: Path, pair: tuple[Path, Path], seed: int, config: ToytownConfig) -> None:
+    """Image and labels of one seed, which also says where they lie."""
+    size, resolution = config.size, config.resolution
+    rgb, classes = town(size, seed, resolution)
+    width = size * resolution
+    west = 400_000 + seed % 50 * width
+    north = 5_400_000 - seed // 50 % 50 * width
+    grid = Affine(resolution, 0, west, 0, -resolution, north)
+    image, labels = pair
+    made = f"made by ganlab toytown from seed {seed} ({size} x {size} pixels of {resolution} m)"
+    tags = {"GANLAB_GENERATED": "all", "GANLAB_SCENE": f"none: toytown, seed {seed}"}
+    tags["TIFFTAG_IMAGEDESCRIPTION"] = f"Synthetic image: a town that does not exist, {made}"
+    bands = ("red", "green", "blue")
+    write_pixels(folder / image.name, rgb, CRS, grid, bands, tags=tags)
+    tags["TIFFTAG_IMAGEDESCRIPTION"] = (
+        f"Synthetic labels: classes of a town that does not exist, {made}"
+    )
+    write_pixels(folder / labels.name, classes, CRS, grid, ("class",), CLASSES, tags)
