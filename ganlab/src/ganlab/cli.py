@@ -6,6 +6,7 @@ Nothing here imports torch or rasterio before a command runs, so that help comes
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from ganlab.config import (
     VAEConfig,
 )
 from ganlab.errors import InputError, Note, TrainingFailed
+from ganlab.foreign_lines import without_lines_of_gdal
 from ganlab.studies import STUDIES, Study
 
 Flat = tyro.conf.arg(name="")
@@ -39,7 +41,9 @@ def toytown(config: Annotated[ToytownConfig, Flat]) -> None:
     """Make georeferenced aerial scenes of an invented town, with exact labels."""
     from ganlab.data.toytown import write
 
-    for image, label in write(config):
+    with without_lines_of_gdal():
+        pairs = write(config)
+    for image, label in pairs:
         print(f"{image}  {label}")
 
 
@@ -47,7 +51,9 @@ def samples(config: Annotated[SamplesConfig, Flat]) -> None:
     """Write the real Sentinel-2 sample scene and a class map (extra "samples")."""
     from ganlab.data.samples import write_samples
 
-    for path in write_samples(config.to):
+    with without_lines_of_gdal():
+        paths = write_samples(config.to)
+    for path in paths:
         print(path)
 
 
@@ -112,7 +118,7 @@ def apply(config: Annotated[ApplyConfig, Flat]) -> None:
     """Run a trained model over a whole scene; the result lies on the scene's grid."""
     from ganlab.inference import apply
 
-    with _bar("applying", "windows") as progress:
+    with without_lines_of_gdal(), _bar("applying", "windows") as progress:
         paths = apply(config, progress=progress)
     for path in paths:
         print(path)
@@ -226,7 +232,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a wrong input gives one line and exit code 2."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _sigterm_like_ctrl_c():
             warnings.showwarning = lambda message, kind, *_: _say(f"{_word_for(kind)}: {message}")
             about = "GANs for aerial and satellite imagery."
             tyro.cli(_choice(COMMANDS), prog="ganlab", description=about, args=arguments)
@@ -236,6 +242,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Clean up after SIGTERM as after Ctrl-C; a training has a handler of its own meanwhile."""
+    ends_at_once = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not ends_at_once or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _choice(commands: dict[str, Any]) -> Any:

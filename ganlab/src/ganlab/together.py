@@ -106,10 +106,12 @@ def undo(folder: Path) -> None:
         about = json.loads(path.read_text(encoding="utf-8"))
         stamps = dict(about["finished"])
         replaced = list(about["replaced"])
-        for name in stamps:
-            _take_back(folder, _checked(name), stamps[name])
+        for name in (*stamps, *replaced):
+            _check_name(name)
+        for name, stamp in stamps.items():
+            _take_back(folder, name, stamp)
         for name in replaced:
-            kept = folder / OLD / _checked(name)
+            kept = folder / OLD / name
             if os.path.lexists(kept) and not os.path.lexists(folder.parent / name):
                 os.replace(kept, folder.parent / name)
         files.sync(folder.parent)
@@ -129,11 +131,10 @@ def _take_back(folder: Path, name: str, stamp: Any) -> None:
         os.replace(there, kept)
 
 
-def _checked(name: Any) -> str:
-    """A name that leads nowhere else, whoever wrote the journal."""
-    if not isinstance(name, str) or Path(name).name != name:
+def _check_name(name: Any) -> None:
+    """A name leads nowhere else, whoever wrote the journal."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
         raise ValueError(f"{name!r} is no file name")
-    return name
 
 
 def _stamp(path: Path) -> list[int]:

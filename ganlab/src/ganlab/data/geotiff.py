@@ -66,7 +66,8 @@ def write_geotiff(
                 file = folder / FINISHED / path.name
                 write_pixels(file, pixels, crs, transform, bands, classes, tags)
         except (OSError, RasterioError) as error:
-            raise InputError(f"{path} cannot be written: {error}") from error
+            reason = error.__cause__ or error
+            raise InputError(f"{path} cannot be written: {reason}") from error
 
 
 def write_pixels(

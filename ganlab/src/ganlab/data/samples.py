@@ -153,7 +153,8 @@ def write_samples(to: Path) -> tuple[Path, Path]:
                 write_pixels(image, pixels, crs, transform, bands, tags=IMAGE_TAGS)
                 write_pixels(labels, classes[None], crs, transform, ("class",), CLASSES, MAP_TAGS)
         except (OSError, RasterioError) as error:
-            raise InputError(f"{to} cannot be written to: {error}") from error
+            reason = error.__cause__ or error
+            raise InputError(f"{to} cannot be written to: {reason}") from error
     return paths
 
 

@@ -401,7 +401,8 @@ def write(config: ToytownConfig) -> list[tuple[Path, Path]]:
                 for seed, pair in zip(seeds, pairs, strict=True):
                     _write_scene(folder / FINISHED, pair, seed, config)
         except (OSError, RasterioError) as error:
-            raise InputError(f"{to} cannot be written to: {error}") from error
+            reason = error.__cause__ or error
+            raise InputError(f"{to} cannot be written to: {reason}") from error
     return pairs
 
 
