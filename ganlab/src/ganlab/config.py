@@ -99,6 +99,11 @@ class TilingConfig:
     colours: Path | None = None
     """A text file that recodes labels to classes, one line a colour: R G B CLASS, or VALUE CLASS
     for labels of one band; lines that begin with # are comments."""
+    expand_palette: bool = False
+    """Make red, green and blue of images whose numbers stand for colours in a table."""
+    ignore_scale_tags: bool = False
+    """Take stored values as they are where scale and offset tags differ: because the tags are
+    wrong, or because files have lost them."""
     ungeoreferenced: bool = False
     """Accept images without a coordinate system; pairs must then agree in size."""
     workers: int = 1
@@ -648,6 +653,9 @@ class TrainingConfig:
     """Write TensorBoard files; if not given, when tensorboard is installed."""
     processes: int = 1
     """Processes that train together; start them with torchrun or accelerate launch."""
+    ignore_scale_tags: bool = False
+    """With init: take stored values as they are where the tiles of that run had other scale and
+    offset tags."""
     split: SplitConfig = field(default_factory=SplitConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
@@ -678,6 +686,11 @@ class ApplyConfig:
     scenes of the training declared does not matter here."""
     colours: Path | None = None
     """Models that start from labels: a text file that recodes the scene to classes, as for tile."""
+    expand_palette: bool = False
+    """Make red, green and blue of images whose numbers stand for colours in a table."""
+    ignore_scale_tags: bool = False
+    """Take stored values as they are where scale and offset tags differ: because the tags are
+    wrong, or because files have lost them."""
     attribute: str | None = None
     """Vector input: the attribute that holds the class."""
     layer: str | None = None
@@ -724,6 +737,9 @@ class EvaluateConfig:
     """Which share of the tiles, as the training shared them out."""
     tiles: Path | None = None
     """Another tile store; the one of the training if not given."""
+    ignore_scale_tags: bool = False
+    """Take stored values as they are where scale and offset tags differ: because the tags are
+    wrong, or because files have lost them."""
     batch_size: int = 8
     """Tiles at a time."""
     limit: int | None = None

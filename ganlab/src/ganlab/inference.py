@@ -31,6 +31,7 @@ from ganlab.data.raster_files import source_files
 from ganlab.data.scenes import (
     Array,
     Bools,
+    Palette,
     Scene,
     VectorScene,
     check_same_grid,
@@ -39,6 +40,7 @@ from ganlab.data.scenes import (
 )
 from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.store import Source
+from ganlab.data.tags import check_same_scale
 from ganlab.data.vectors import is_vector
 from ganlab.errors import InputError, Note
 from ganlab.files import exclusive, is_plain_name
@@ -226,8 +228,10 @@ def _write(
     sources = [replace(field.source, nodata=None) for field in task.outputs]
     if _shows_the_scene(task):
         sources[0] = replace(sources[0], nodata=scene.nodata)
-    if task.keeps:  # pixels of the scene come back as they are
-        sources[0] = replace(sources[0], dtype=scene.dtype)
+    if task.keeps:  # pixels of the scene come back as they are, and what they mean
+        named = any(not name.isdecimal() for name in scene.bands)
+        bands = scene.bands if named else sources[0].bands
+        sources[0] = replace(sources[0], dtype=scene.dtype, bands=bands, tags=scene.tags)
     outputs = [Output(folder, source, scene.grid.scaled(task.scale)) for source in sources]
     for block, valid, stored in blocks:
         made = valid
@@ -272,6 +276,12 @@ def _load_filler(config: ApplyConfig, task: Task) -> Task | None:
             f"--fill {config.fill}: this model fills {list(other.bands)} of {other.dtype}, the "
             f"ground has {list(mine.bands)} of {mine.dtype}; give one that was trained on these"
         )
+    check_same_scale(
+        other.tagged(f"the model of {config.fill}"),
+        mine.tagged(f"the model of {config.run}"),
+        "Give one that was trained on the same scale and offset",
+        config.ignore_scale_tags,
+    )
     return filler
 
 
@@ -472,7 +482,9 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
     if labels:
         if config.bands:
             raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
-        like = open_scene(config.like or file, ungeoreferenced=config.ungeoreferenced)
+        like = open_scene(
+            config.like or file, ungeoreferenced=config.ungeoreferenced, palette="keep"
+        )
         classes = open_labels(
             file, like.grid, config.attribute, config.ungeoreferenced, config.layer
         )
@@ -481,7 +493,8 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
                 Note(f"{file} has no feature on {like.file}: all of it is class 0"), stacklevel=3
             )
         return classes
-    scene = open_scene(file, config.bands, config.nodata, config.ungeoreferenced)
+    palette: Palette = "expand" if config.expand_palette else "refuse"
+    scene = open_scene(file, config.bands, config.nodata, config.ungeoreferenced, palette=palette)
     unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
     strange = len(scene.bands) != len(source.bands) or reordered(scene.bands, source.bands)
     if strange or unlike:
@@ -490,6 +503,7 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
             f"{scene.file} has {len(scene.bands)} bands {list(scene.bands)} of {scene.dtype}; the "
             f"model was trained on {expected}: {repair}"
         )
+    check_same_scale(source.tagged("the training"), scene.tagged, ignore=config.ignore_scale_tags)
     return scene
 
 
@@ -503,7 +517,7 @@ def _open_holes(config: ApplyConfig, scene: Scene, task: Task) -> Holes | None:
         return None
     if config.mask is None:
         return missing_pixels
-    mask = open_scene(config.mask, ungeoreferenced=config.ungeoreferenced)
+    mask = open_scene(config.mask, ungeoreferenced=config.ungeoreferenced, palette="keep")
     check_same_grid(scene, mask, "mask")
     if len(mask.bands) != 1:
         raise InputError(f"{mask.file} has {len(mask.bands)} bands; a mask has one")

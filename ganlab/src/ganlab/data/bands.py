@@ -30,6 +30,10 @@ class Band(NamedTuple):
     """What the file calls the band, if anything."""
     nodata: float | None = None
     """Its value of missing pixels."""
+    component: int | None = None
+    """0 to 2 for red, green and blue of a palette that is expanded; None for stored values."""
+    missing_number: float | None = None
+    """The number in an expanded palette that means missing."""
 
 
 def split_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
@@ -169,7 +173,8 @@ def stacked(bands: Sequence[Band]) -> list[Band]:
     found = []
     for band in bands:
         several = sum(other.path == band.path for other in bands) > 1
-        name = f"{names[band.path]}-{band.number}" if several else names[band.path]
+        part = str(band.number) if band.component is None else band.name
+        name = f"{names[band.path]}-{part}" if several else names[band.path]
         if band.alpha or (described and band.description):
             name = band.name
         found.append(band._replace(name=name, named=True))

@@ -9,7 +9,6 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
-from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -19,6 +18,7 @@ from ganlab.data.missing import beside_nodata, can_hold, equals_nodata
 from ganlab.data.placing import placed
 from ganlab.data.scenes import Array, Bools
 from ganlab.data.store import Source
+from ganlab.data.tags import write_tags
 from ganlab.errors import InputError
 from ganlab.files import exclusive
 from ganlab.together import FINISHED
@@ -116,15 +116,15 @@ class Output:
         nodata, dtype = source.nodata, source.dtype
         self.nodata = nodata if nodata is not None and can_hold(dtype, nodata) else None
         self.plain = folder / f"{source.name}.tif"
-        bands = ("class",) if source.kind == "label" else source.bands
+        bands = source.bands
+        if source.kind == "label" and bands[0].isdecimal():
+            bands = ("class",)
         profile = {"driver": "GTiff", "count": len(bands), "dtype": dtype, **vars(grid)}
         profile |= {"nodata": self.nodata, "tiled": True, "bigtiff": "if_safer"}
         # Otherwise GDAL takes the fourth of four byte bands for transparency.
         self.file = rasterio.open(self.plain, "w", **profile, photometric="minisblack")
         self.file.descriptions = bands
-        if set(COLOURS) <= set(bands):
-            other = ColorInterp.undefined
-            self.file.colorinterp = [ColorInterp[b] if b in COLOURS else other for b in bands]
+        write_tags(self.file, source.tags, bands)
 
     def write(self, window: Window, valid: Bools, made: Bools, stored: Array) -> None:
         """Write ``(C, h, w)``, and what says where it is valid; where made, no nodata is meant."""

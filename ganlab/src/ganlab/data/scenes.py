@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -28,12 +28,20 @@ from ganlab.data import repairs
 from ganlab.data.bands import Band, choose_bands, split_paths, stacked
 from ganlab.data.grids import Grid
 from ganlab.data.missing import asked_nodata, common_nodata, equals_nodata, same_nodata
+from ganlab.data.palettes import (
+    check_not_palette,
+    expanded,
+    expanded_bands,
+    without_stored_nodata,
+)
+from ganlab.data.tags import BandTags, Tagged, read_tags, tags_of
 from ganlab.data.vectors import Features, features_on, is_vector
 from ganlab.errors import InputError
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Edges = Literal["shift", "pad", "drop"]
+Palette = Literal["refuse", "expand", "keep"]
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 LOCK = threading.Lock()
 
@@ -52,6 +60,8 @@ class Scene:
     bands: tuple[str, ...]
     nodata: float | None
     """Value of missing pixels in all bands; None if there is none, or if bands differ."""
+    tags: BandTags = field(default=BandTags(), kw_only=True)
+    """What the files say of the bands: scale and offset, units, colours, a palette."""
 
     def read(self, window: Window) -> tuple[Array, Bools]:
         """``(C, h, w)`` pixels of a window, and ``(h, w)`` bool, True = measured.
@@ -88,6 +98,12 @@ class RasterScene(Scene):
 
     parts: tuple[Band, ...]
 
+    @property
+    def tagged(self) -> Tagged:
+        """Its bands with their tags, to be compared with others."""
+        files = tuple(band.path for band in self.parts)
+        return Tagged(self.file, self.bands, self.tags, self.dtype, files)
+
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
         values = np.zeros((len(self.parts), window.height, window.width), self.dtype)
         valid = np.ones((window.height, window.width), bool)
@@ -96,8 +112,9 @@ class RasterScene(Scene):
             chosen = [self.parts[i] for i in places]
             try:
                 dataset = _dataset(path, _age(path), os.getpid(), threading.get_ident())
-                values[places] = dataset.read([band.number for band in chosen], window=window)
-                valid &= _unmasked(dataset, chosen, window)
+                stored = dataset.read([band.number for band in chosen], window=window)
+                values[places], visible = expanded(dataset, stored, chosen)
+                valid &= visible & _unmasked(dataset, chosen, window)
             except RasterioError as error:
                 reason = error.__cause__ or error
                 raise InputError(
@@ -149,6 +166,7 @@ def open_scene(
     nodata: Nodata = None,
     ungeoreferenced: bool = False,
     option: str = "--nodata",
+    palette: Palette = "refuse",
 ) -> RasterScene:
     """Open a raster, or several band files as one scene.
 
@@ -162,6 +180,8 @@ def open_scene(
             ``"none"``: no value means missing. A warning says which declaration it overrules.
         ungeoreferenced: accept files without a CRS.
         option: what messages call ``nodata``.
+        palette: what becomes of numbers that stand for colours in a table: ``"refuse"`` images of
+            them, ``"expand"`` to red, green and blue, or ``"keep"`` the numbers (classes, masks).
 
     Raises:
         InputError: unreadable file, no CRS, no such band, band files that do not fit together, a
@@ -179,6 +199,9 @@ def open_scene(
                 f"files that agree. Repair: {repairs.convert_lines([first, other], dtype)}"
             )
     everything = [band for scene in opened for band in scene.parts]
+    tags = {file: _tags(file) for file in files}
+    if palette == "expand":
+        everything = expanded_bands(everything, tags)
     if len(opened) > 1:
         everything = stacked(everything)
     chosen = [band for band in everything if not band.alpha]
@@ -186,12 +209,22 @@ def open_scene(
         chosen = choose_bands(bands, everything)
     if not chosen:
         raise InputError(f"{first.file} has nothing but an alpha band; ask for it with --bands 1")
+    if palette == "refuse":
+        check_not_palette(chosen, tags)
     if nodata is not None:
         value = asked_nodata(nodata, first.dtype, first.file, option)
         _say_what_is_overruled(chosen, value, option)
         chosen = [band._replace(nodata=value) for band in chosen]
+    chosen = [without_stored_nodata(band) for band in chosen]
     common = common_nodata([band.nodata for band in chosen])
-    return replace(first, bands=tuple(b.name for b in chosen), nodata=common, parts=tuple(chosen))
+    return replace(
+        first,
+        dtype="uint8" if all(band.component is not None for band in chosen) else first.dtype,
+        bands=tuple(band.name for band in chosen),
+        nodata=common,
+        parts=tuple(chosen),
+        tags=tags_of(chosen, tags),
+    )
 
 
 def _say_what_is_overruled(bands: Sequence[Band], value: float | None, option: str) -> None:
@@ -225,7 +258,7 @@ def open_labels(
     """
     path = str(path)
     if not is_vector(path):
-        raster = open_scene([path], ungeoreferenced=ungeoreferenced)
+        raster = open_scene([path], ungeoreferenced=ungeoreferenced, palette="keep")
         if len(raster.parts) > 1 or raster.dtype.startswith("float"):
             found = f"{len(raster.parts)} bands of {raster.dtype}"
             raise InputError(
@@ -402,6 +435,11 @@ def _open_file(path: str | Path, ungeoreferenced: bool) -> RasterScene:
     bands = tuple(band.name for band in parts)
     common = common_nodata([band.nodata for band in parts])
     return RasterScene(stem, path, grid, dtypes.pop(), bands, common, tuple(parts))
+
+
+def _tags(path: str) -> BandTags:
+    with _open(path) as dataset:
+        return read_tags(dataset)
 
 
 def _unmasked(dataset: Any, chosen: Sequence[Band], window: Window) -> Bools:

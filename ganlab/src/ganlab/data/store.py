@@ -28,6 +28,7 @@ import numpy.typing as npt
 from ganlab.config import SplitConfig, from_dict, to_dict
 from ganlab.data.shards import CURE, Shard, find_pixels
 from ganlab.data.split import Split, split_tiles
+from ganlab.data.tags import BandTags, Tagged
 from ganlab.errors import InputError
 from ganlab.files import is_plain_name
 
@@ -67,6 +68,8 @@ class Source:
     """Labels: the values that may occur, ascending."""
     nodata: float | None = None
     """Value of missing pixels as the scenes declare it."""
+    tags: BandTags = field(default=BandTags())
+    """What the scenes declare of the bands: scale and offset, units, colours, a palette."""
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name):
@@ -78,6 +81,8 @@ class Source:
         if not self.bands or self.factor < 1:
             found = f"{len(self.bands)} bands and factor {self.factor}"
             raise InputError(f"source {self.name!r} has {found}, expected 1 at least")
+        if not self.tags.fit(len(self.bands)):
+            raise InputError(f"source {self.name!r}: tags do not fit its {len(self.bands)} bands")
         if self.classes and np.dtype(self.dtype).kind in "iu":
             limits = np.iinfo(self.dtype)
             if not limits.min <= min(self.classes) <= max(self.classes) <= limits.max:
@@ -94,6 +99,10 @@ class Source:
     def shard(self, number: int) -> str:
         """File name of one shard."""
         return f"{self.name}-{number:05d}.npy"
+
+    def tagged(self, what: str) -> Tagged:
+        """Its bands with their tags, to be compared with others; ``what`` is for messages."""
+        return Tagged(what, self.bands, self.tags, self.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """The source as plain JSON values."""

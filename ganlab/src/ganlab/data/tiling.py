@@ -25,6 +25,8 @@ from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.data.bands import reordered, split_paths
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.scenes import (
+    Palette,
+    RasterScene,
     Scene,
     VectorScene,
     check_same_grid,
@@ -47,6 +49,7 @@ from ganlab.data.store import (
     file_checksum,
     head_checksum,
 )
+from ganlab.data.tags import Tagged, check_same_scale, merged
 from ganlab.errors import InputError, Note
 from ganlab.files import exclusive, folder_beside, sweep
 
@@ -183,7 +186,14 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
     scenes: Scenes = []
     sources: dict[str, Source] = {}
     for i, scene_name in enumerate(names):
-        image = open_scene(config.images[i], config.bands, config.nodata, config.ungeoreferenced)
+        palette: Palette = "expand" if config.expand_palette else "refuse"
+        image = open_scene(
+            config.images[i],
+            config.bands,
+            config.nodata,
+            config.ungeoreferenced,
+            palette=palette,
+        )
         rasters: list[Scene] = []
         for name, (files, kind) in wanted.items():
             raster: Scene = image
@@ -196,11 +206,14 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     config.layer,
                 )
             elif name != "image":
-                raster = open_scene(files[i], ungeoreferenced=config.ungeoreferenced)
+                raster = open_scene(
+                    files[i], ungeoreferenced=config.ungeoreferenced, palette=palette
+                )
             factor = max(1, round(raster.grid.width / image.grid.width)) if name in more else 1
             check_same_grid(image, raster, kind, factor)
             classes = tuple(sorted(config.classes)) if name == "label" else ()
             new = Source(name, kind, raster.dtype, raster.bands, factor, classes, raster.nodata)
+            new = replace(new, tags=raster.tags)
             old = sources.setdefault(name, new)
             if isinstance(raster, VectorScene):  # its type is free, see _with_common_types
                 new = replace(new, dtype=old.dtype)
@@ -216,6 +229,15 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     f"{list(old.bands)}: bring them into one order, by name with --bands or with "
                     "gdal_translate -b"
                 )
+            if kind == "image" and isinstance(raster, RasterScene):
+                before = Tagged(
+                    scenes[0][1][len(rasters)].file if scenes else raster.file,
+                    old.bands,
+                    old.tags,
+                    old.dtype,
+                )
+                check_same_scale(before, raster.tagged, ignore=config.ignore_scale_tags)
+            sources[name] = replace(old, tags=merged(old.tags, new.tags))
             rasters.append(raster)
         grid = image.grid.scaled(scale)
         group = config.groups[i] if config.groups else scene_name

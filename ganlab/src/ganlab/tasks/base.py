@@ -313,7 +313,7 @@ def read_layer(path: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
 
     from ganlab.data.scenes import open_scene
 
-    scene = open_scene(path, ungeoreferenced=True)
+    scene = open_scene(path, ungeoreferenced=True, palette="keep")
     if len(scene.bands) != 1:
         raise InputError(f"{path} has {len(scene.bands)} bands, expected one")
     stored, valid = scene.read(Window(0, 0, scene.grid.width, scene.grid.height))

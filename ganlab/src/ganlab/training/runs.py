@@ -29,7 +29,8 @@ from ganlab import __version__, files
 from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.split import empty_parts
-from ganlab.data.store import TileStore
+from ganlab.data.store import Source, TileStore
+from ganlab.data.tags import BandTags, check_same_scale_of_tiles
 from ganlab.data.trained import (
     TrainedScene,
     fingerprint,
@@ -101,7 +102,7 @@ def train(
         warnings.warn(f"{store.path}: {lacking}", stacklevel=2)
     spec = describe(store, split.train, config.scaling)
     if init is not None:
-        spec = _start_from(Path(init), spec)
+        spec = _start_from(Path(init), spec, config.ignore_scale_tags)
     about = {
         "format": FORMAT,
         "task": kind,
@@ -392,16 +393,24 @@ def _sample(
     records.samples(step, panel([list(row) for row in zip(*columns, strict=True)]))
 
 
-def _start_from(init: Path, measured: DataSpec) -> DataSpec:
+def _essential(source: Source) -> Source:
+    """A source without what its files say of its values, which is compared by itself."""
+    return replace(source, nodata=None, tags=BandTags())
+
+
+def _start_from(init: Path, measured: DataSpec, ignore: bool) -> DataSpec:
     """The sources of the new tiles with the scaling that the earlier run learned with."""
     _, earlier, _ = _parts(read_config(run_directory(init)))
     for name, source in measured.sources.items():
         known = earlier.sources.get(name)
-        if known is None or replace(known, nodata=None) != replace(source, nodata=None):
+        if known is None or _essential(known) != _essential(source):
             raise InputError(
                 f"{init} was trained on {name!r} = {known}; these tiles have {source}; "
                 "bands, dtype and classes must be the same to start from its weights"
             )
+        if source.kind == "image":
+            before = known.tagged(f"{init} (its tiles)")
+            check_same_scale_of_tiles(before, source.tagged(f"{name!r} of these tiles"), ignore)
     return DataSpec(measured.sources, earlier.scalings, measured.pixel_size)
 
 
