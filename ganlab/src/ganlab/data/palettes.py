@@ -6,6 +6,7 @@ refused, or replaced by red, green and blue of their table.
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,8 @@ def expanded(dataset: Any, stored: Array, bands: Sequence[Band]) -> tuple[Array,
     for place, band in enumerate(bands):
         if band.component is None:
             continue
-        table = _table(dataset.colormap(band.number))
-        numbers = np.minimum(stored[place], len(table) - 1)
+        table = _table(dataset, band.number)
+        numbers = np.minimum(stored[place].astype(np.int64), len(table) - 1)
         values[place] = table[numbers, band.component]
         visible &= table[numbers, 3] > 0
         if band.missing_number is not None:
@@ -92,8 +93,10 @@ def expanded(dataset: Any, stored: Array, bands: Sequence[Band]) -> tuple[Array,
     return values, visible
 
 
-def _table(colours: Mapping[int, tuple[int, int, int, int]]) -> Array:
+@lru_cache(maxsize=16)
+def _table(dataset: Any, band: int) -> Array:
     """Colours by number as ``(n, 4)``; the last row, for numbers beyond, is transparent."""
+    colours = dataset.colormap(band)
     table = np.zeros((max(colours) + 2, 4), np.uint8)
     for number, colour in colours.items():
         table[number] = colour
