@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +306,21 @@ def test_finer_rasters_are_a_source_of_the_configuration(tmp_path):
         with pytest.raises(InputError, match=match):
             tile(TilingConfig(**pair | {"to": tmp_path / "wrong"}, fine=wrong))
         assert not (tmp_path / "wrong").exists()
+
+
+def test_single_paths_from_python(tmp_path, pair):
+    """A text, or a Path, is one file; its letters are none."""
+    _, fine, path = nested(tmp_path)
+    image, label = pair["images"][0], Path(pair["labels"][0])
+    config = TilingConfig(image, str(pair["to"]), label, size=16, groups="Ulm", bands=2)
+    store = tile(config, more={"pan": (path, "image"), "later": (Path(image), "image")})
+    assert list(store.sources) == ["image", "label", "pan", "later"]
+    np.testing.assert_array_equal(store.read("image", [0])[0], IMAGE[1:2, :16, :16])
+    np.testing.assert_array_equal(store.read("pan", [0])[0], fine[:, :32, :32])
+    assert store.tiles[0].group == "Ulm"
+    for wrong in (path, (path,), ((path,), "photo"), ((path,), "image", 2)):
+        with pytest.raises(InputError, match="source 'pan' is .* expected its files, one for each"):
+            tile(replace(config, to=tmp_path / "other"), more={"pan": wrong})
 
 
 def test_finer_sources_must_nest(tmp_path):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from ganlab.conversion import Converted
 from ganlab.errors import InputError
 
 Norm = Literal["batch", "instance", "channel", "none"]
@@ -29,7 +30,7 @@ Nodata = float | Literal["none"] | None
 
 
 @dataclass(frozen=True)
-class ToytownConfig:
+class ToytownConfig(Converted):
     """Make georeferenced aerial scenes of an invented town, with exact labels."""
 
     to: Path
@@ -45,7 +46,7 @@ class ToytownConfig:
 
 
 @dataclass(frozen=True)
-class SamplesConfig:
+class SamplesConfig(Converted):
     """Write a real Sentinel-2 scene and a map of its land cover (extra samples)."""
 
     to: Path
@@ -53,7 +54,7 @@ class SamplesConfig:
 
 
 @dataclass(frozen=True)
-class TilingConfig:
+class TilingConfig(Converted):
     """Cut scenes into a tile store that training reads at memory speed."""
 
     images: tuple[str, ...]
@@ -111,7 +112,7 @@ class TilingConfig:
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Converted):
     """How tiles are dealt to training, validation and test, by the ground they lie on.
 
     Computed from the index, never stored, so it can change. No ground is in two parts, however
@@ -138,7 +139,7 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class ScalingConfig:
+class ScalingConfig(Converted):
     """How stored values become about [-1, 1] (affine for each band, never clipped).
 
     Give one value for all bands or one for each; quantiles are those of the training tiles.
@@ -197,7 +198,7 @@ class PatchGANConfig:
 
 
 @dataclass(frozen=True)
-class FeaturesConfig:
+class FeaturesConfig(Converted):
     """A network trained on photographs, whose activations are compared."""
 
     network: Literal["efficientnet-lite0", "vgg16-bn"] = "efficientnet-lite0"
@@ -246,7 +247,7 @@ class Pix2PixConfig:
 
 
 @dataclass(frozen=True)
-class HolesConfig:
+class HolesConfig(Converted):
     """Which pixels are taken away, for training and for evaluation."""
 
     kinds: tuple[HoleKind, ...] = ("polygon", "stroke", "cloud")
@@ -267,7 +268,7 @@ class HolesConfig:
 
 
 @dataclass(frozen=True)
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(Converted):
     """Shape of an encoder-decoder that fills holes at a quarter of the resolution."""
 
     layer: Literal["gated", "partial", "plain", "dcgan"] = "gated"
@@ -359,7 +360,7 @@ class TwoStageConfig(InpaintingConfig):
 
 
 @dataclass(frozen=True)
-class CloudsConfig:
+class CloudsConfig(Converted):
     """Which clouds are laid over clear tiles, for training and for evaluation."""
 
     coverage: tuple[float, float] = (0.3, 0.8)
@@ -433,7 +434,7 @@ class SensorConfig:
 
 
 @dataclass(frozen=True)
-class SuperResolutionConfig:
+class SuperResolutionConfig(Converted):
     """Make finer pixels from coarse ones, the adversarial term as polish.
 
     The defaults are those of the stored runs of chapter 13, with networks twice as wide.
@@ -542,7 +543,7 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True)
-class StabilizersConfig:
+class StabilizersConfig(Converted):
     """What keeps the game of two networks from running away; nothing of it is on by default.
 
     Each works for every task that has a discriminator, with the exceptions that an error names
@@ -599,7 +600,7 @@ class StabilizersConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Converted):
     """How a task is trained."""
 
     steps: int = 20_000
@@ -661,7 +662,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class ApplyConfig:
+class ApplyConfig(Converted):
     """Run a trained model over a whole scene."""
 
     run: Path
@@ -728,7 +729,7 @@ class ApplyConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Converted):
     """Measure a trained model on tiles it has not seen, beside its baselines."""
 
     run: Path

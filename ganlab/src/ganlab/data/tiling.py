@@ -7,6 +7,7 @@ it, memory is bounded by the shard, and the result does not depend on who did th
 import csv
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, as_completed, wait
@@ -22,6 +23,7 @@ from rasterio.windows import Window
 
 from ganlab import workers
 from ganlab.config import SplitConfig, TilingConfig, to_dict
+from ganlab.conversion import paths_of
 from ganlab.data.bands import reordered, split_paths
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.scenes import (
@@ -38,6 +40,7 @@ from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.split import empty_parts
 from ganlab.data.store import (
     FORMAT,
+    KINDS,
     VALID,
     VERSION,
     Source,
@@ -110,8 +113,7 @@ def tile(
         workers.leave_if_main_is_being_imported()
     to = Path(config.to)
     _refuse_existing(to)
-    fine: More = {"fine": (config.fine, "image")} if config.fine else {}
-    scenes, sources = _open(config, {**fine, **(more or {})})
+    scenes, sources = _open(config, _further_sources(config, more or {}))
     jobs = _plan(config, scenes, sources)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +148,22 @@ def _warn_of_empty_parts(store: TileStore) -> None:
         lacking = str(error)
     if lacking is not None:
         warnings.warn(f"{store.path}: {lacking}", stacklevel=3)
+
+
+def _further_sources(config: TilingConfig, more: More) -> More:
+    """What is tiled besides images and labels; one path stands for a tuple of one."""
+    found: dict[str, tuple[Sequence[str], str]] = {}
+    if config.fine:
+        found["fine"] = (config.fine, "image")
+    for name, entry in more.items():
+        if isinstance(entry, str | os.PathLike) or len(entry) != 2 or entry[1] not in KINDS:
+            raise InputError(
+                f"source {name!r} is {entry!r:.200}; expected its files, one for each scene, and "
+                f"its kind among {', '.join(KINDS)}"
+            )
+        files, kind = entry
+        found[name] = (paths_of(files), kind)
+    return found
 
 
 def _refuse_existing(to: Path) -> None:
