@@ -192,7 +192,9 @@ def _write_all(
     georeferenced = scene.grid.crs is not None or not scene.grid.transform.is_identity
     with (
         environment,
-        placed(targets, replace=config.overwrite, georeferenced=georeferenced) as folder,
+        placed(
+            targets, replace=config.overwrite, georeferenced=georeferenced, inputs=_inputs(config)
+        ) as folder,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # as asked for
@@ -567,9 +569,14 @@ def _targets(config: ApplyConfig, task: Task, filler: Task | None) -> list[Path]
     if filler is not None:
         names.append(ORIGIN.name)
     targets = [to, *(to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)]
-    inputs = [*split_paths(config.scene), config.mask, config.like]
-    check_no_input(targets, source_files(file for file in inputs if file))
+    check_no_input(targets, _inputs(config))
     return targets
+
+
+def _inputs(config: ApplyConfig) -> list[Path]:
+    """All files that are read for the scene, its mask and its grid."""
+    given = [*split_paths(config.scene), config.mask, config.like]
+    return source_files(file for file in given if file)
 
 
 def _groups(columns: list[Span], size: int) -> list[list[Span]]:

@@ -32,6 +32,7 @@ def placed(
     *,
     replace: bool,
     georeferenced: bool = True,
+    inputs: Sequence[Path] = (),
     refusal: Refusal = Refusal(),
     work: Path | None = None,
 ) -> Iterator[Path]:
@@ -44,6 +45,7 @@ def placed(
         targets: where the rasters will be, all in one folder.
         replace: whether older files of these names, and what describes them, may go.
         georeferenced: whether the rasters say where they lie.
+        inputs: files that are read meanwhile, none of which may go.
         refusal: what is said if they may not.
         work: after which name the folder is called, if not after the first target.
 
@@ -55,6 +57,7 @@ def placed(
     with unfinished(work or targets[0]) as folder:
         if not replace:
             check_free(targets, georeferenced, refusal)
+        check_no_input(in_the_way(targets, georeferenced), inputs)
         yield folder
         if not replace:
             check_free(targets, georeferenced, refusal)
@@ -113,7 +116,7 @@ def check_no_input(paths: Sequence[Path], inputs: Sequence[Path]) -> None:
     for path in paths:
         same = next((file for file in inputs if is_same_file(path, file)), None)
         if path.is_dir() or same is not None:
-            found = "" if same is None else f" ({same})"
+            found = "" if same is None else f" ({same} is an input)"
             raise InputError(
                 f"{path} is a folder or the scene itself, or its mask, or a file of "
                 f"these{found}; give another name"

@@ -27,6 +27,8 @@ WORLD_FILES = (".tfw", ".wld")
 RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif", ".img", ".vrt")
 NO_DESCRIPTION = ("DERIVED_SUBDATASETS", "IMD", "IMAGERY")
 """Metadata that depend on the path, or tell of a satellite's product in the same folder."""
+SATELLITE = "METADATATYPE"
+"""The tag for such a product, which GDAL sets for any file called ``<stem>_metadata.txt``."""
 
 
 def side_files(path: Path, georeferenced: bool = True) -> list[Path]:
@@ -88,7 +90,8 @@ def shown(path: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as file:
-            about: list[Any] = [file.crs, file.transform, file.gcps, file.rpcs, file.tags()]
+            tags = {name: text for name, text in file.tags().items() if name != SATELLITE}
+            about: list[Any] = [file.crs, file.transform, file.gcps, file.rpcs, tags]
             about += [file.mask_flag_enums, file.nodatavals, file.descriptions, file.colorinterp]
             about += [file.scales, file.offsets, file.units]
             spaces = [name for name in file.tag_namespaces() if name not in NO_DESCRIPTION]
