@@ -135,3 +135,20 @@ def test_stored_results_say_where_they_come_from(root: Path) -> None:
         assert isinstance(result["seed"], int), path.name
         for key in ("task", "training", "code", "commit", "versions", "hardware", "seconds"):
             assert result["provenance"].get(key), f"{path.relative_to(root)} lacks {key}"
+
+
+@pytest.mark.parametrize("options", [[], ["-e"]])
+def test_the_root_says_what_can_be_installed(
+    root: Path, tmp_path: Path, options: list[str]
+) -> None:
+    """In one line, and without a network."""
+    (tmp_path / "tools").mkdir()
+    for name in ("pyproject.toml", "tools/install_ganlab.py"):
+        (tmp_path / name).write_text((root / name).read_text())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
+    command = [*pip, "--no-index", "--target", str(tmp_path / "there"), *options, str(tmp_path)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode != 0
+    said = [line for line in asked.stderr.splitlines() if "pip install ./ganlab" in line]
+    assert len(said) == 1, asked.stderr
+    assert not (tmp_path / "there").exists()
