@@ -171,3 +171,21 @@ def test_a_worker_that_is_killed_is_said(tmp_path, scene):
     assert "one of the 2 worker processes was ended from outside" in last
     assert not to.exists()
     assert not list(tmp_path.glob(f".store.*{LEFTOVER}"))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_tiling_that_is_asked_to_end_leaves_nothing(tmp_path, scene, workers):
+    code = (
+        "from ganlab import cli; from ganlab.data import tiling; "
+        "tiling.SHARD_BYTES = 40_000; cli.main()"
+    )
+    size = ["--size", "64", "--stride", "1", "--workers", workers]
+    command = [sys.executable, "-c", code, "tile", "--images", scene, "--to", "store", *size]
+    ended = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob(f".store.*{LEFTOVER}/image-0000*.npy")))
+    children = psutil.Process(ended.pid).children(recursive=True)
+    ended.send_signal(signal.SIGTERM)
+    assert ended.communicate()[1] == "ganlab: interrupted\n"
+    assert ended.returncode == 130
+    wait_for(lambda: not any(alive(child) for child in children), seconds=10)
+    assert os.listdir(tmp_path) == ["scene.tif"]

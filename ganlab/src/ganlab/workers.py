@@ -32,9 +32,13 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     started = False
     try:
         with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as made:
-            made.submit(os.getpid).result()
-            started = True
-            yield made
+            try:
+                made.submit(os.getpid).result()
+                started = True
+                yield made
+            finally:
+                # On the way out of an interruption, too: what is waiting is not begun.
+                made.shutdown(cancel_futures=True)
     except BrokenProcessPool:
         if not started:
             raise InputError(

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, as_completed, wait
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed, wait
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -348,23 +348,34 @@ def _plan(config: TilingConfig, scenes: Scenes, sources: Sources) -> list[_Job]:
 
 def _run(jobs: list[_Job], executor: Executor | None, progress: Progress | None) -> list[_Result]:
     """The results of all jobs, in order; on the way out nothing is left running."""
-    done, total = 0, sum(len(job.windows) for job in jobs)
+    done = 0
+    total = sum(len(job.windows) for job in jobs)
     results: dict[int, _Result] = {}
-    futures = {} if executor is None else {executor.submit(_write_shard, job): job for job in jobs}
-    finished = ((futures[future], future.result()) for future in as_completed(futures))
-    if executor is None:
-        finished = ((job, _write_shard(job)) for job in jobs)
-    try:
+    with closing(_carried_out(jobs, executor)) as finished:
         for job, result in finished:
             results[job.number] = result
             done += len(job.windows)
             if progress is not None:
                 progress(done, total)
+    return [results[job.number] for job in jobs]
+
+
+def _carried_out(jobs: list[_Job], executor: Executor | None) -> Generator[tuple[_Job, _Result]]:
+    """Jobs with their results, in the order in which they finish."""
+    if executor is None:
+        for job in jobs:
+            yield job, _write_shard(job)
+        return
+    futures: dict[Future[_Result], _Job] = {}
+    try:
+        for job in jobs:
+            futures[executor.submit(_write_shard, job)] = job
+        for future in as_completed(futures):
+            yield futures[future], future.result()
     finally:
         for future in futures:
             future.cancel()
         wait(futures)
-    return [results[job.number] for job in jobs]
 
 
 def _write_shard(job: _Job) -> _Result:
