@@ -11,7 +11,7 @@ transformed the other way and compared with the geometries one by one.
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,10 @@ MARGIN = 0.02
 """What is kept of the geometries around a block, relative to its width."""
 LEAST_MARGIN = 2.0
 """The same in pixels, for small blocks."""
-ROUND_TRIP = 0.05
-"""Greatest distance in pixels between a point and itself, there and back."""
+ROUND_TRIP = 1.0
+"""Greatest distance in pixels between a point and itself, there and back, that is corrected."""
+NEGLIGIBLE = 0.001
+"""The same, up to which nothing is corrected."""
 VARIATION = 0.15
 """Greatest relative change of a pixel's width or direction inside a block with a smooth map."""
 LEAST_ANGLE = 0.31
@@ -53,7 +55,8 @@ class Block:
     """A part of a grid, and what surrounds it in the CRS of a file.
 
     ``region`` (left, bottom, right, top) may reach beyond the longitudes that the CRS calls its
-    own: places repeat every ``period``.
+    own, to both sides of the antimeridian: places repeat every ``period``. Its middle is one of
+    those.
     """
 
     top: int
@@ -65,6 +68,9 @@ class Block:
     """Whether geometries can be transformed here; otherwise pixel centres are."""
     longest: float
     """Longest edge, in units of the file's CRS, that stays straight enough when transformed."""
+    apart: float
+    """Greatest distance in pixels between a point and itself, there and back: PROJ inverts shifts
+    of datum to a few millimetres only."""
 
     @property
     def middle(self) -> tuple[float, float]:
@@ -170,7 +176,7 @@ def blocks(grid: Grid, crs: CRS) -> list[Block]:
         rows = _halves(top, bottom)
         columns = _halves(left, right)
         waiting += [(a, c, b, d) for a, b in rows for c, d in columns]
-    return _beside_each_other(found, period(crs))
+    return found
 
 
 def transformed(shapes: Array, crs: CRS, grid: Grid, block: Block) -> Array:
@@ -186,6 +192,8 @@ def transformed(shapes: Array, crs: CRS, grid: Grid, block: Block) -> Array:
 
     def move(points: Array) -> Array:
         pixels = pixels_of(grid, crs, points, block)
+        if block.apart > NEGLIGIBLE:
+            pixels = pixels_of(grid, crs, points + _error(grid, crs, points, pixels), block)
         if np.isnan(pixels).any():
             raise InputError(
                 f"a vertex in {crs_name(crs)} has no place in {crs_name(grid.crs)}, the CRS of the "
@@ -228,7 +236,7 @@ def _whole(grid: Grid) -> Block:
     margin = max(LEAST_MARGIN, MARGIN * max(grid.width, grid.height))
     corners = _lattice(-margin, grid.width + margin, -margin, grid.height + margin, 2)
     region = _bounds(_affine(grid.transform, corners))
-    return Block(0, 0, grid.height, grid.width, region, True, math.inf)
+    return Block(0, 0, grid.height, grid.width, region, True, math.inf, 0.0)
 
 
 def _look(grid: Grid, crs: CRS, top: int, left: int, bottom: int, right: int) -> Block | None:
@@ -243,16 +251,18 @@ def _look(grid: Grid, crs: CRS, top: int, left: int, bottom: int, right: int) ->
     if repeats:
         middle = places[len(places) // 2] if known[len(places) // 2] else places[known][0]
         places[:, 0] += repeats * np.round((middle[0] - places[:, 0]) / repeats)
+        places[:, 0] -= repeats * np.round(places[known, 0].mean() / repeats)
     region = _bounds(places[known])
-    block = Block(top, left, bottom, right, region, True, math.inf)
+    block = Block(top, left, bottom, right, region, True, math.inf, 0.0)
     longest = None
+    apart = math.inf
     if known.all():
         back = pixels_of(grid, crs, places, block)
-        apart = np.abs(back - lattice).max()
+        apart = float(np.abs(back - lattice).max())
         if apart <= ROUND_TRIP:  # False for NaN
             longest = _longest_edge(grid, crs, block)
     if longest is not None:
-        return Block(top, left, bottom, right, region, True, longest)
+        return Block(top, left, bottom, right, region, True, longest, apart)
     # The samples may have missed the outermost places, a pole for instance.
     width = region[2] - region[0]
     height = region[3] - region[1]
@@ -262,7 +272,7 @@ def _look(grid: Grid, crs: CRS, top: int, left: int, bottom: int, right: int) ->
         region[2] + width / 2,
         region[3] + height / 2,
     )
-    return Block(top, left, bottom, right, around, False, math.inf)
+    return Block(top, left, bottom, right, around, False, math.inf, math.inf)
 
 
 def _longest_edge(grid: Grid, crs: CRS, block: Block) -> float | None:
@@ -300,6 +310,15 @@ def _longest_edge(grid: Grid, crs: CRS, block: Block) -> float | None:
     return float(steps * step)
 
 
+def _error(grid: Grid, crs: CRS, points: Array, pixels: Array) -> Array:
+    """What is missing from pixels that were transformed back to where they came from."""
+    missing = points - transform_points(grid.crs, crs, _affine(grid.transform, pixels))
+    repeats = period(crs)
+    if repeats:
+        missing[:, 0] -= repeats * np.round(missing[:, 0] / repeats)
+    return missing
+
+
 def _affine(transform: Affine, points: Array) -> Array:
     x, y = points.T
     columns = transform.a * x + transform.b * y + transform.c
@@ -325,16 +344,3 @@ def _halves(start: int, stop: int) -> list[tuple[int, int]]:
         return [(start, stop)]
     middle = (start + stop) // 2
     return [(start, middle), (middle, stop)]
-
-
-def _beside_each_other(found: list[Block], repeats: float | None) -> list[Block]:
-    """Blocks whose regions lie together, not on both ends of the longitudes."""
-    if not repeats or not found:
-        return found
-    first = (found[0].region[0] + found[0].region[2]) / 2
-    moved = []
-    for block in found:
-        left, bottom, right, top = block.region
-        turn = repeats * round((first - (left + right) / 2) / repeats)
-        moved.append(replace(block, region=(left + turn, bottom, right + turn, top)))
-    return moved

@@ -120,16 +120,18 @@ class Features:
         shape = (seam.bottom - seam.top, seam.right - seam.left)
         values = np.zeros(shape, np.int64)
         centres = reprojection.centres(self.grid, self.crs, seam)
-        for turn in _turns(self.crs):
-            box = shapely.box(*_moved(seam.region, -turn))
-            for i in np.sort(self.part_tree.query(box)):
-                part = self.parts[i]
-                if shapely.get_dimensions(part) == 2:
-                    inside = shapely.intersects_xy(part, centres[:, 0] - turn, centres[:, 1])
-                    marked = inside.reshape(shape)
-                else:
-                    marked = self._passed(part, box, seam)
-                values[marked] = self.part_classes[i]
+        turns = _turns(self.crs)
+        boxes = [shapely.box(*_moved(seam.region, -turn)) for turn in turns]
+        which, found = self.part_tree.query(boxes)
+        for k in np.argsort(found, kind="stable"):
+            part = self.parts[found[k]]
+            turn = turns[which[k]]
+            if shapely.get_dimensions(part) == 2:
+                inside = shapely.intersects_xy(part, centres[:, 0] - turn, centres[:, 1])
+                marked = inside.reshape(shape)
+            else:
+                marked = self._passed(part, boxes[which[k]], seam)
+            values[marked] = self.part_classes[found[k]]
         return values
 
     def _passed(self, part: Any, box: Any, seam: Block) -> Array:
@@ -401,14 +403,25 @@ def _check_place(layer: Layer, grid: Grid, blocks: list[Block]) -> None:
     left, bottom, right, top = bounds
     cause = "check its CRS and that of the scene"
     limit = reprojection.period(layer.crs)
-    if layer.crs.is_geographic and limit and max(map(abs, bounds)) > limit:
+    if layer.crs.is_geographic and limit and max(map(abs, bounds)) > 1.5 * limit:
         cause = f"its coordinates are no degrees, so {name} is not its CRS: assign the right one"
-    elif any(_overlap(area, (bottom, left, top, right)) for area in areas):
+    elif _exchanged(layer, areas):
         cause = "with x and y exchanged it would lie there: swap them (QGIS: Swap X and Y)"
     raise InputError(
         f"{layer.path} lies nowhere near the scene: in {name} it covers {_shown(bounds)}, the "
         f"scene {_shown(scene)}; {cause}. For ground without a feature give a file with none"
     )
+
+
+def _exchanged(layer: Layer, areas: list[Box]) -> bool:
+    """Whether a file would lie on the scene with latitude first, as some programs write it."""
+    if layer.bounds is None:
+        return False
+    left, bottom, right, top = layer.bounds
+    limit = reprojection.period(layer.crs)
+    if layer.crs.is_geographic and limit and max(abs(left), abs(right)) > limit / 4:
+        return False  # no latitudes
+    return any(_overlap(area, (bottom, left, top, right)) for area in areas)
 
 
 def _shown(box: Box) -> str:
