@@ -4,7 +4,9 @@ A pixel belongs to a polygon that holds its centre, in the polygon's own CRS. Li
 the pixels that they pass or lie in. Later features lie over earlier ones; the rest is 0.
 """
 
+import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ Array = npt.NDArray[Any]
 Box = tuple[float, float, float, float]
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".zip")
 PARTS_OF_A_SHAPEFILE = (".dbf", ".shx", ".prj", ".cpg")
+HEAD_BYTES = 100_000
+"""Where in a GeoJSON its CRS is looked for; GDAL writes it before the features."""
 FARTHEST = 1e15
 """Coordinates beyond this are damage: they lie on no planet, and sums with them lose all digits."""
 ARC_STEP = "0.5"
@@ -231,12 +235,17 @@ def _describe(path: str, wanted: str | None) -> Layer:
     info = pyogrio.read_info(path, layer=name, **options)
     _check_whole(path)
     bounds = info["total_bounds"]
-    if bounds is not None and not np.isfinite(bounds).all():
-        bounds = None
+    if bounds is not None and not bounds[0] <= bounds[2]:
+        bounds = None  # only empty geometries
     fields = tuple(map(str, info["fields"]))
     count = int(info["features"])
+    driver = str(info["driver"])
+    if driver == "FlatGeobuf":
+        _check_count(path, name, count)
     crs = _crs(path, info["crs"])
-    return Layer(path, name, str(info["driver"]), crs, fields, count, bounds)
+    if driver == "GeoJSON":
+        _check_crs_member(path)
+    return Layer(path, name, driver, crs, fields, count, bounds)
 
 
 def _check_whole(path: str) -> None:
@@ -254,14 +263,37 @@ def _check_whole(path: str) -> None:
         )
 
 
+def _check_count(path: str, layer: str, declared: int) -> None:
+    """Refuse a FlatGeobuf that was cut: GDAL leaves out the features that are missing."""
+    _, ids, _, _ = _pyogrio(path).raw.read(
+        path, layer=layer, columns=[], read_geometry=False, return_fids=True
+    )
+    if len(ids) < declared:
+        raise InputError(
+            f"{path} holds {len(ids)} of the {declared} features that it declares: it is cut "
+            "short, get it again"
+        )
+
+
+def _check_crs_member(path: str) -> None:
+    """Refuse GeoJSON of an unknown CRS: GDAL takes it for degrees without a word."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES).decode("utf-8", errors="replace")
+    found = re.search(
+        r'"crs"\s*:\s*\{[^{}]*"properties"\s*:\s*\{[^{}]*"name"\s*:\s*"([^"]*)"', head
+    )
+    if found:
+        _crs(path, found[1])
+
+
 def _crs(path: str, found: str | None) -> CRS:
     if found is None:
         repair = "give it one with `ogr2ogr -a_srs`, or in QGIS with Assign projection"
         if path.lower().endswith(".shp"):
             beside = Path(path).with_suffix(".prj")
             repair = f"{beside} is missing or unreadable, copy it from where the file came from"
-        elif path.lower().endswith((".json", ".geojson")):
-            repair = 'its "crs" is null or unknown: without that member it is EPSG:4326'
         raise InputError(f"{path} has no CRS: {repair}")
     try:
         with rasterio.Env():  # GDAL would print its errors beside ours
@@ -276,10 +308,12 @@ def _read_near(layer: Layer, blocks: list[Block], attribute: str | None) -> _Rea
     if attribute is not None and attribute not in layer.fields and layer.features:
         names = ", ".join(layer.fields) or "none"
         raise InputError(f"{layer.path}: attribute {attribute!r} is missing; it has {names}")
-    if not blocks or not layer.features or layer.bounds is None:
+    if not blocks or not layer.features:
         return _Read(np.zeros(0, object), np.zeros(0, np.int64), None)
     areas = [_moved(block.region, -turn) for block in blocks for turn in _turns(layer.crs)]
     reads = [_read(layer, box, attribute) for box in _boxes_to_read(layer, areas)]
+    for read in reads:
+        _check_missing(layer, read)
     ids = np.concatenate([read.ids for read in reads])
     shapes = np.concatenate([read.shapes for read in reads])
     values = None
@@ -300,6 +334,8 @@ def _boxes_to_read(layer: Layer, areas: list[Box]) -> list[Box | None]:
     """Where to read: None is everywhere."""
     if layer.driver == "GeoJSON" or layer.bounds is None:
         return [None]  # it lies in memory anyway
+    if not np.isfinite(layer.bounds).all():
+        return [None]  # to name the feature that is damaged
     turns = len(_turns(layer.crs))
     boxes: list[Box | None] = []
     for turn in range(turns):
@@ -333,6 +369,22 @@ def _decode(layer: Layer, number: int, geometry: bytes | None) -> None:
             f"{layer.path}: the geometry of feature {number} cannot be read ({error}): repair it "
             "with Fix geometries in QGIS, or leave it out"
         ) from error
+
+
+def _check_missing(layer: Layer, read: _Read) -> None:
+    """Refuse GeoJSON whose coordinates GDAL could not read: it takes them for no geometry."""
+    missing = np.flatnonzero(shapely.is_missing(read.shapes))
+    if not len(missing) or layer.driver != "GeoJSON" or not os.path.isfile(layer.path):
+        return
+    content = json.loads(Path(layer.path).read_text(encoding="utf-8-sig"))
+    features = content.get("features", [content])
+    for i in missing:
+        geometry = features[i].get("geometry") if i < len(features) else None
+        if geometry and (geometry.get("coordinates") or geometry.get("geometries")):
+            raise InputError(
+                f"{layer.path}: the geometry of feature {read.ids[i]} cannot be read: its "
+                "coordinates are no pairs of numbers; correct it or leave it out"
+            )
 
 
 def _touching(shapes: Array, areas: list[Box]) -> Array:
@@ -400,7 +452,6 @@ def _check_place(layer: Layer, grid: Grid, blocks: list[Block]) -> None:
     lefts, bottoms, rights, tops = zip(*(block.region for block in blocks), strict=True)
     scene = (min(lefts), min(bottoms), max(rights), max(tops))
     name = crs_name(layer.crs)
-    left, bottom, right, top = bounds
     cause = "check its CRS and that of the scene"
     limit = reprojection.period(layer.crs)
     if layer.crs.is_geographic and limit and max(map(abs, bounds)) > 1.5 * limit:
@@ -556,9 +607,11 @@ def _quiet(path: str) -> Iterator[None]:
             yield
     except kinds as error:
         reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        reason = reason.split(".; It might help")[0]
         raise InputError(f"{path} cannot be read as a vector file: {reason}") from error
     finally:
         pyogrio.set_gdal_config_options({ARC_OPTION: before})
     for warning in caught:
-        if not str(warning.message).startswith(HARMLESS):
+        known = str(warning.message).startswith(HARMLESS)
+        if not known and issubclass(warning.category, RuntimeWarning | UserWarning):
             warnings.warn(f"{path}: {warning.message}", stacklevel=2)
