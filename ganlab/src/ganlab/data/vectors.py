@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,8 @@ VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".zip")
 PARTS_OF_A_SHAPEFILE = (".dbf", ".shx", ".prj", ".cpg")
 HEAD_BYTES = 100_000
 """Where in a GeoJSON its CRS is looked for; GDAL writes it before the features."""
+HEAVY = 2000
+"""Vertices of a geometry from which on it is cut to a window before it is burned."""
 FARTHEST = 1e15
 """Coordinates beyond this are damage: they lie on no planet, and sums with them lose all digits."""
 ARC_STEP = "0.5"
@@ -104,8 +106,11 @@ class Features:
         values = np.zeros((window.height, window.width), dtype)
         found = np.sort(self.tree.query(shapely.box(*area.bounds())))
         if len(found):
-            burned = [(self.shapes[i], int(self.classes[i])) for i in found]
-            rasterize(burned, out=values, transform=area.transform)
+            shapes = _lightened(self.shapes[found], area)
+            classes = self.classes[found].tolist()
+            burned = [pair for pair in zip(shapes, classes, strict=True) if not pair[0].is_empty]
+            if burned:
+                rasterize(burned, out=values, transform=area.transform)
         for seam in self.seams:
             top = max(seam.top, window.row_off)
             left = max(seam.left, window.col_off)
@@ -553,6 +558,20 @@ def _cut(parts: Array, box: Box) -> tuple[Array, Array]:
     cut, places = _flat(parts)
     same = shapely.get_dimensions(cut) == dimensions[places]  # not where it only touches the box
     return cut[same], places[same]
+
+
+def _lightened(shapes: Array, area: Grid) -> Array:
+    """Geometries of many vertices without what lies far outside a window: a coast, for instance."""
+    heavy = shapely.get_num_coordinates(shapes) > HEAVY
+    if heavy.any():
+        left, bottom, right, top = area.bounds()
+        around = shapely.box(
+            left - (right - left), bottom - (top - bottom),
+            right + (right - left), top + (top - bottom),
+        )  # fmt: skip
+        with suppress(shapely.errors.GEOSException):  # then the whole is burned, slowly
+            shapes = np.where(heavy, shapely.intersection(shapes, around), shapes)
+    return shapes
 
 
 def _turns(crs: CRS) -> tuple[float, ...]:
