@@ -75,7 +75,7 @@ def test_cutting_metrics_never_leaves_half_of_them(tmp_path, monkeypatch):
     def killed(*_):
         raise SystemExit
 
-    monkeypatch.setattr("pathlib.Path.replace", killed)
+    monkeypatch.setattr("ganlab.files.os.replace", killed)
     with pytest.raises(SystemExit):
         Records(tmp_path, 1, tensorboard=False)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

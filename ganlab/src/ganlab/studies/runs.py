@@ -258,7 +258,6 @@ def _make(run: _Run) -> None:
     from ganlab.evaluation import evaluate
     from ganlab.training import checkpoints, resume, train
     from ganlab.training.records import read_metrics
-    from ganlab.training.runs import FAILURE
 
     folder, begin, diverged = run.to / "runs" / run.name, time.perf_counter(), None
     saved = checkpoints.all_in(folder / "checkpoints")
@@ -272,7 +271,7 @@ def _make(run: _Run) -> None:
         if last < run.training.steps:
             raise KeyboardInterrupt
     except TrainingFailed as error:
-        last = diverged = read_json(folder / FAILURE, ("step",), ANEW)["step"]
+        last = diverged = error.step
         measured: Result = {"error": str(error), "tiles": 0, "rows": {}, "resampled": {}}
     seconds = time.perf_counter() - begin
     device = run.training.device

@@ -15,20 +15,22 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ganlab import __version__, files
-from ganlab.config import TrainingConfig, check_words, from_dict, read_json, to_dict
+from ganlab.config import TrainingConfig, check_sizes, check_words, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
-from ganlab.data.split import empty_parts
+from ganlab.data.split import Split, empty_parts
 from ganlab.data.store import Source, TileStore
 from ganlab.data.tags import BandTags, check_same_scale_of_tiles
 from ganlab.data.trained import (
@@ -40,22 +42,32 @@ from ganlab.data.trained import (
     write_trained,
 )
 from ganlab.errors import InputError, TrainingFailed
-from ganlab.losses.balance import schedule
+from ganlab.networks.features import weights_digest
 from ganlab.stabilize.choice import prepare
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
-from ganlab.training import checkpoints
+from ganlab.training import checkpoints, restoring
 from ganlab.training.advice import Finding
+from ganlab.training.description import FORMAT, About, check_training, parts, read_config
 from ganlab.training.monitor import diagnose
 from ganlab.training.processes import this_process
-from ganlab.training.records import Records, panel, picture, read_metrics, replace_text
+from ganlab.training.records import (
+    FAILURE,
+    Records,
+    panel,
+    picture,
+    read_failure,
+    read_metrics,
+)
 from ganlab.training.trainer import OnLog, Trainer
 from ganlab.training.watch import Watch, first_bad
 from ganlab.workers import leave_if_main_is_being_imported
 
-FORMAT = "ganlab run 1"
-FAILURE = "failure.json"
-About = dict[str, Any]
+EARLIER = (
+    "the newest whole one before it is {whole}: name it as the run to apply or evaluate it, or "
+    "remove {broken}, and resume goes on from there"
+)
+"""How to go on after a damaged checkpoint."""
 
 
 def train(
@@ -84,8 +96,19 @@ def train(
     config = training or TrainingConfig()
     if config.workers:
         leave_if_main_is_being_imported()
-    run = Path(to)
-    store = TileStore.open(Path(tiles))
+    with _alone(Path(to)):
+        return _begin(task, Path(tiles), Path(to), config, init, on_log)
+
+
+def _begin(
+    task: Any,
+    tiles: Path,
+    run: Path,
+    config: TrainingConfig,
+    init: Path | str | None,
+    on_log: OnLog | None,
+) -> Path:
+    store = TileStore.open(tiles)
     kind = next((name for name, t in TASKS.items() if t.config_type is type(task)), None)
     if kind is None:
         raise InputError(f"{type(task).__name__} configures no task; tasks: {sorted(TASKS)}")
@@ -93,8 +116,11 @@ def train(
         raise InputError(f"{run} is a run already; continue it with: ganlab resume --run {run}")
     check_words(task)
     check_words(config)
-    _check(config)
-    precision = decide_precision(config.precision, _device(config.device))
+    check_sizes(task)
+    check_sizes(config)
+    check_training(config)
+    device = _device(config.device)
+    precision = decide_precision(config.precision, device)
     config = replace(config, precision=precision)
     split = store.split(config.split)
     lacking = empty_parts(split, config.split)
@@ -113,6 +139,8 @@ def train(
         "data": spec.to_dict(),
         "split": split.counts(),
         "fingerprint": fingerprint(store, split),
+        "device": device.type,
+        "features": _own_features(task),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
     }
     return _fit(run, about, store, init, on_log)
@@ -123,14 +151,21 @@ def resume(
     *,
     tiles: Path | str | None = None,
     steps: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     on_log: OnLog | None = None,
 ) -> Path:
     """Continue a run exactly where its newest checkpoint was taken, and return it.
+
+    On another kind of device, or with another precision, it goes on with other rounding: the run
+    is then no longer bit for bit what it would have been, which a warning says.
 
     Args:
         run: the run directory.
         tiles: where the tile store is now, if it moved.
         steps: train to this step in place of the one first asked for.
+        device: where to train from now on, if not where it began: auto, cuda, mps or cpu.
+        precision: its arithmetic from now on: fp32, bf16, fp16 or auto.
         on_log: as for :func:`train`.
 
     Raises:
@@ -138,13 +173,32 @@ def resume(
         TrainingFailed: a loss became infinite or NaN.
     """
     run = Path(run)
+    about = read_config(run)  # before a lock is made beside what is no run
+    if about["training"].get("workers"):
+        leave_if_main_is_being_imported()
+    with _alone(run):
+        return _go_on(run, tiles, steps, device, precision, on_log)
+
+
+def _go_on(
+    run: Path,
+    tiles: Path | str | None,
+    steps: int | None,
+    device: str | None,
+    precision: str | None,
+    on_log: OnLog | None,
+) -> Path:
     about = read_config(run)
     if steps is not None:
         about["training"]["steps"] = steps
-    _, spec, config = _parts(about)
-    _check(config)
-    if config.workers:
-        leave_if_main_is_being_imported()
+    _move(run, about, device, precision)
+    settings, spec, config = parts(about)
+    check_training(config)
+    if _own_features(settings) != about.get("features"):
+        raise InputError(
+            f"the weights of the feature network ({settings.features.weights}) are others than "
+            f"those that {run} began with; it needs those"
+        )
     store = open_tiles(run, about["tiles"], tiles)
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
@@ -166,43 +220,22 @@ def load_task(run: Path | str, *, average: bool = True, device: str = "auto") ->
         InputError: no run, a damaged checkpoint, or networks of another shape than the settings'.
     """
     path = Path(run)
-    task = _untrained(read_config(run_directory(path)))
-    state = checkpoints.load(path if path.is_file() else checkpoints.latest(path / "checkpoints"))
+    about = read_config(run_directory(path))
+    file = path if path.is_file() else checkpoints.latest(path / "checkpoints")
+    state = checkpoints.load_or_name_an_earlier(file, EARLIER)
+    restoring.check_fit(restoring.outline(partial(_untrained, about)), state, file)
+    task = _untrained(about)
+    weights = dict(state["players"])
     if average and state["ema"] is not None:
-        del state["ema"]["n_averaged"]
-        averaged = {name.removeprefix("module."): value for name, value in state["ema"].items()}
-        state["players"]["generator"] = averaged
-    try:
-        for name, weights in state["players"].items():
-            getattr(task, name).load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:
-        first = str(error).splitlines()[-1].strip()
-        raise InputError(f"{run}: config.json and checkpoint do not fit: {first}") from error
+        weights["generator"] = restoring.average_in(state)
+    for name, values in weights.items():
+        getattr(task, name).load_state_dict(values)
+    if not checkpoints.finite(task):
+        raise InputError(
+            f"{file} holds weights that are infinite or NaN, from which nothing can be made; take "
+            "an earlier checkpoint, or train again"
+        )
     return task.to(_device(device)).eval()
-
-
-def read_config(run: Path) -> About:
-    """``config.json`` of a run directory.
-
-    Raises:
-        InputError: it is missing, damaged, or names a task that ganlab does not have.
-    """
-    path = run / "config.json"
-    try:
-        about: About = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{run} is not a run directory: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    kind = about.get("task") if isinstance(about, dict) else None
-    if not isinstance(kind, str) or kind not in TASKS or about.get("format") != FORMAT:
-        expected = f"{FORMAT!r} with a task among {sorted(TASKS)}"
-        raise InputError(f"{path}: expected {expected}, found task {kind!r}")
-    try:
-        _parts(about)
-    except (KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{path} does not fit this version of ganlab: {error!r}") from error
-    return about
 
 
 def decide_precision(precision: str, device: torch.device) -> Any:
@@ -214,11 +247,65 @@ def decide_precision(precision: str, device: torch.device) -> Any:
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the right to train in a run directory; of several processes the main one does.
+
+    Raises:
+        InputError: in all processes, if another training has it.
+    """
+    processes = this_process()
+    refusal: list[str | None] = [None]
+    with ExitStack() as stack:
+        if processes.is_main_process:
+            try:
+                stack.enter_context(files.exclusive(run, "training"))
+            except InputError as error:
+                refusal = [str(error)]
+        if processes.num_processes > 1:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise InputError(refusal[0])
+        yield
+
+
+def _move(run: Path, about: About, device: str | None, precision: str | None) -> None:
+    """Note where and how a run goes on, and warn if that is not where and how it was."""
+    training = about["training"]
+    before = (about.get("device"), training["precision"])
+    training["device"] = device or training["device"]
+    training["precision"] = precision or training["precision"]
+    _, _, config = parts(about)
+    try:
+        here = _device(config.device)
+    except InputError as error:
+        raise InputError(f"{run}: {error}; resume takes another device") from error
+    training["precision"] = decide_precision(config.precision, here)
+    about["device"] = here.type
+    now = (about["device"], training["precision"])
+    if before[0] is not None and before != now:
+        warnings.warn(
+            f"{run} goes on on {now[0]} with {now[1]}, before it was {before[0]} with "
+            f"{before[1]}: from here on it is no longer bit for bit what it would have been",
+            stacklevel=4,
+        )
+
+
+def _own_features(settings: Any) -> dict[str, str] | None:
+    """The user's own file of feature weights, where a loss needs it, with its SHA-256."""
+    config = getattr(settings, "features", None)
+    if config is None or config.weights in ("imagenet", "random"):
+        return None
+    if not (settings.perceptual_weight > 0 or settings.style_weight > 0):
+        return None
+    return {config.weights: weights_digest(Path(config.weights))}
+
+
 def _fit(
     run: Path, about: About, store: TileStore, init: Path | str | None, on_log: OnLog | None
 ) -> Path:
     """Make what ``about`` describes, go on from the newest checkpoint if there is one, train."""
-    _, spec, config = _parts(about)
+    _, spec, config = parts(about)
     processes = this_process()
     if processes.num_processes != config.processes:
         raise InputError(
@@ -226,13 +313,45 @@ def _fit(
             f"torchrun --nproc_per_node {config.processes} or accelerate launch"
         )
     device = processes.device if config.processes > 1 else _device(config.device)
-    resident, split = config.resident, store.split(config.split)
+    split = store.split(config.split)
+    with _enough_memory(run, device):
+        batches = _batches(store, split.train, spec, config, device)
+        start = partial(_start, run, about, init, batches, device)
+        trainer = start()
+        _warn_if_coupled(trainer.task, config)
+        if not processes.is_main_process:
+            trainer.fit()
+            return run
+        store.verify()
+        _rehearse(trainer)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            write_trained(run, trained_scenes(store, split.train), _inherited(init))
+            files.replace_text(run / "config.json", json.dumps(about, indent=1))
+        except OSError as error:
+            raise InputError(f"cannot write the run directory {run}: {error}") from error
+        with _recording(run):
+            _sweep(run)
+            (run / FAILURE).unlink(missing_ok=True)
+            records = Records(run, trainer.step, config.tensorboard)
+        with closing(records):
+            shown = split.validation if len(split.validation) else split.train
+            trainer.on_log = _logging(run, trainer, split, records, on_log)
+            trainer.on_sample = partial(_sample, trainer.task, batches, shown, records)
+            _fit_or_find_the_place(run, trainer, start)
+    return run
+
+
+def _batches(
+    store: TileStore, train: Tiles, spec: DataSpec, config: TrainingConfig, device: torch.device
+) -> Batches:
+    processes, resident = this_process(), config.resident
     if resident is None:
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         resident = store.nbytes() < free / 2
-    batches = Batches(
+    return Batches(
         store,
-        split.train,
+        train,
         spec,
         batch_size=config.batch_size,
         crop=config.crop,
@@ -244,66 +363,104 @@ def _fit(
         world=processes.num_processes,
     )
 
-    def start() -> Trainer:
-        torch.manual_seed(config.seed)
-        task, found = _untrained(about), checkpoints.all_in(run / "checkpoints")
-        if init is not None and not found:
-            _copy_weights(Path(init), task, about)
-        trainer = Trainer(task, batches, config, run, device=device)
-        if found:
-            trainer.load_state_dict(checkpoints.load(found[-1]))
-        return trainer
 
-    trainer = start()
-    task = trainer.task
+def _start(
+    run: Path, about: About, init: Path | str | None, batches: Batches, device: torch.device
+) -> Trainer:
+    """A trainer at the newest checkpoint, or at the first step if there is none."""
+    _, _, config = parts(about)
+    outline = restoring.outline(partial(_untrained, about))
+    found = checkpoints.all_in(run / "checkpoints")
+    state = None
+    if found:
+        state = checkpoints.load_or_name_an_earlier(found[-1], EARLIER)
+        restoring.check_fit(outline, state, found[-1])
+    torch.manual_seed(config.seed)
+    task = _untrained(about)
+    if init is not None and not found:
+        _copy_weights(Path(init), task, about)
+    trainer = Trainer(task, batches, config, run, device=device)
+    if state is not None:
+        restoring.restore(trainer, state, found[-1])
+    return trainer
+
+
+def _warn_if_coupled(task: Task, config: TrainingConfig) -> None:
     coupled = task.batch_coupled or config.stabilizers.diversity != "none"
     if coupled and config.processes > 1:
         warnings.warn(
             "a loss of this task couples the samples of a batch; each of the "
             f"{config.processes} processes sees only its own share of it",
-            stacklevel=2,
+            stacklevel=5,
         )
-    if not processes.is_main_process:
-        trainer.fit()
-        return run
-    store.verify()
-    _rehearse(trainer)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_trained(run, trained_scenes(store, split.train), _inherited(init))
-        replace_text(run / "config.json", json.dumps(about, indent=1))
-    except OSError as error:
-        raise InputError(f"cannot write the run directory {run}: {error}") from error
-    _sweep(run)
-    (run / FAILURE).unlink(missing_ok=True)
-    shown = split.validation if len(split.validation) else split.train
-    with closing(Records(run, trainer.step, config.tensorboard)) as records:
-        few = batches.whole(_spread(split.train, 8))
-        new = batches.whole(_spread(split.validation, 8)) if len(split.validation) else None
-        watch = Watch(run, task, config.watch_every, config.log_every, (few, new))
 
-        def log(step: int, values: dict[str, float]) -> None:
-            values |= watch.look(step)
+
+def _logging(
+    run: Path, trainer: Trainer, split: Split, records: Records, on_log: OnLog | None
+) -> OnLog:
+    """What is done with every line of metrics."""
+    config, batches = trainer.config, trainer.batches
+    few = batches.whole(_spread(split.train, 8))
+    new = batches.whole(_spread(split.validation, 8)) if len(split.validation) else None
+    watch = Watch(run, trainer.task, config.watch_every, config.log_every, (few, new))
+
+    def log(step: int, values: dict[str, float]) -> None:
+        values |= watch.look(step)
+        with _recording(run):
             records.metrics(step, values)
             watch.tell(step, values)
-            if on_log:
-                on_log(step, values)
+        if on_log:
+            on_log(step, values)
 
-        trainer.on_log = log
-        trainer.on_sample = lambda step, generator: _sample(
-            step, generator, task, batches, shown, records
-        )
+    return log
+
+
+def _fit_or_find_the_place(run: Path, trainer: Trainer, start: Callable[[], Trainer]) -> None:
+    """Train; if a number becomes infinite or NaN, say in which layer it was seen first."""
+    try:
+        trainer.fit()
+    except TrainingFailed as failure:
+        place = None
         try:
-            trainer.fit()
-        except TrainingFailed as failure:
-            place = None
-            try:
-                if processes.num_processes == 1:
-                    place = _first_bad(start, trainer.step)
-            except Exception as error:  # out of memory, say; the failure matters more
-                warnings.warn(f"the search for its first place ended by {error!r}", stacklevel=2)
-            raise _told(run, failure, place) from failure
-    return run
+            if this_process().num_processes == 1:
+                place = _first_bad(start, trainer.step)
+        except Exception as error:  # out of memory, say; the failure matters more
+            warnings.warn(f"the search for its first place ended by {error!r}", stacklevel=2)
+        raise _told(run, failure, place) from failure
+
+
+@contextmanager
+def _recording(run: Path) -> Iterator[None]:
+    """Turn an error of the file system into one line that names the last checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write the records of {run}: {error}; {_last_checkpoint(run)}"
+        ) from error
+
+
+def _last_checkpoint(run: Path) -> str:
+    with suppress(InputError):
+        saved = checkpoints.all_in(run / "checkpoints")
+        if saved:
+            return f"the last checkpoint is {saved[-1]}; go on with: ganlab resume --run {run}"
+    return "no checkpoint had been saved"
+
+
+@contextmanager
+def _enough_memory(run: Path, device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory into one line that says what to make smaller."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        on_device = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not on_device and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"training in {run} needs more memory than {device} has; give it a smaller "
+            "batch_size, crop or width"
+        ) from error
 
 
 def _sweep(run: Path) -> None:
@@ -347,12 +504,18 @@ def _first_bad(start: Callable[[], Trainer], reached: int) -> str | None:
 
 def _told(run: Path, failure: TrainingFailed, place: str | None) -> TrainingFailed:
     """The failure with its place, which is written down beside the batch that did it."""
-    saved = run.glob("failed-step-*.safetensors")
-    batch = max(saved, key=lambda path: path.stat().st_mtime_ns).name
-    step = int(batch.removeprefix("failed-step-").split(".")[0])
-    about = {"step": step, "place": place, "batch": batch, "message": str(failure)}
-    replace_text(run / FAILURE, json.dumps(about, indent=1))
-    return TrainingFailed(f"{failure}; first seen in {place}" if place else str(failure))
+    about = {
+        "step": failure.step,
+        "place": place,
+        "batch": failure.batch,
+        "message": str(failure),
+    }
+    try:
+        files.replace_text(run / FAILURE, json.dumps(about, indent=1))
+    except OSError as error:
+        warnings.warn(f"{run / FAILURE} cannot be written: {error}", stacklevel=2)
+    message = f"{failure}; first seen in {place}" if place else str(failure)
+    return TrainingFailed(message, failure.step, failure.batch)
 
 
 def doctor(run: Path | str) -> list[Finding]:
@@ -363,9 +526,7 @@ def doctor(run: Path | str) -> list[Finding]:
     """
     folder = run_directory(Path(run))
     read_config(folder)
-    path, cure = folder / FAILURE, "remove it, and resume the run to see it fail again"
-    failure = read_json(path, ("step", "place"), cure) if path.exists() else None
-    return diagnose(read_metrics(folder), failure)
+    return diagnose(read_metrics(folder), read_failure(folder))
 
 
 def _spread(tiles: Tiles, count: int) -> Tiles:
@@ -374,15 +535,25 @@ def _spread(tiles: Tiles, count: int) -> Tiles:
     return np.asarray(tiles[places])
 
 
-@torch.no_grad()
 def _sample(
-    step: int, generator: nn.Module, task: Task, batches: Batches, tiles: Tiles, records: Records
+    task: Task, batches: Batches, tiles: Tiles, records: Records, step: int, generator: nn.Module
 ) -> None:
+    """Write a panel of input, generated image and target; the training goes on without it."""
+    with records.spared("a sample panel"):
+        records.samples(step, _panel(task, batches, tiles, generator))
+
+
+@torch.no_grad()
+def _panel(
+    task: Task, batches: Batches, tiles: Tiles, generator: nn.Module
+) -> npt.NDArray[np.uint8]:
     batch, trained = task.prepare(batches.whole(_spread(tiles, 4))), task.generator
     task.generator = generator
     task.eval()
-    out = task.generate(batch)
-    task.generator = trained
+    try:
+        out = task.generate(batch)
+    finally:
+        task.generator = trained
     truth = [(f, f.enter(batch[f.name])) for f in task.outputs if f.name in batch]
     made = [(f, out[f.name]) for f, _ in truth]
     given = task.shown(batch)
@@ -390,7 +561,7 @@ def _sample(
     size = max(value.shape[-1] for _, value in (*given, *truth))
     columns = [picture(*column) for column in (*given, *made, *truth)]
     columns = [c.repeat(size // c.shape[1], 1).repeat(size // c.shape[2], 2) for c in columns]
-    records.samples(step, panel([list(row) for row in zip(*columns, strict=True)]))
+    return panel([list(row) for row in zip(*columns, strict=True)])
 
 
 def _essential(source: Source) -> Source:
@@ -400,7 +571,7 @@ def _essential(source: Source) -> Source:
 
 def _start_from(init: Path, measured: DataSpec, ignore: bool) -> DataSpec:
     """The sources of the new tiles with the scaling that the earlier run learned with."""
-    _, earlier, _ = _parts(read_config(run_directory(init)))
+    _, earlier, _ = parts(read_config(run_directory(init)))
     for name, source in measured.sources.items():
         known = earlier.sources.get(name)
         if known is None or _essential(known) != _essential(source):
@@ -456,32 +627,11 @@ def _from(run: Path, path: Path | str) -> str:
     return os.path.relpath(os.path.realpath(path), os.path.realpath(run))
 
 
-def _parts(about: About) -> tuple[Any, DataSpec, TrainingConfig]:
-    """Settings of the task, data and training, as ``config.json`` holds them."""
-    settings: Any = from_dict(TASKS[about["task"]].config_type, about["settings"])
-    return settings, DataSpec.from_dict(about["data"]), from_dict(TrainingConfig, about["training"])
-
-
 def _untrained(about: About) -> Task:
-    settings, spec, config = _parts(about)
+    settings, spec, config = parts(about)
     task = TASKS[about["task"]](settings, spec)
     prepare(config.stabilizers, task.discriminator)
     return task
-
-
-def _check(config: TrainingConfig) -> None:
-    counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "processes")
-    rates = ("generator_lr", "discriminator_lr", "ema")
-    for name in (*counts, "watch_every", "sample_every", "gradients_every", "workers", *rates):
-        value, least = getattr(config, name), int(name in counts)
-        if not value >= least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
-    if not (config.ema < 1 and all(0 <= beta < 1 for beta in config.betas)):
-        raise InputError(f"ema {config.ema} and betas {config.betas} must lie in [0, 1)")
-    schedule(config.lr_schedule, 0, config.steps)
-    if 0 < config.stabilizers.replay < config.batch_size:
-        found = f"replay {config.stabilizers.replay} with batch_size {config.batch_size}"
-        raise InputError(f"{found}: a history is 0 or holds at least a batch")
 
 
 def _device(name: str) -> torch.device:

@@ -81,10 +81,15 @@ class Updates:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a state given by ``state_dict``."""
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            saved = state["optimizers"][name]
+            # On another device, Adam is computed in another way.
+            fused = optimizer.param_groups[0]["fused"]
+            groups = [{**group, "fused": fused} for group in saved["param_groups"]]
+            optimizer.load_state_dict({**saved, "param_groups": groups})
             # Checkpoints are contiguous; a fused step needs moments laid out like their weights.
             for weight, moments in optimizer.state.items():
                 for key, value in moments.items():
                     if key != "step":
                         moments[key] = torch.empty_like(weight).detach().copy_(value)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # there is none unless it was trained in fp16
+            self.scaler.load_state_dict(state["scaler"])

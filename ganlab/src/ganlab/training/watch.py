@@ -1,6 +1,5 @@
 """What a monitor sees beside the losses: made images, and where numbers stop being finite."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from ganlab import metrics
 from ganlab.data.batches import Batch
 from ganlab.tasks.base import Task, Tensors, fitted
 from ganlab.training.monitor import diagnose
-from ganlab.training.records import FINDINGS, read_lines
+from ganlab.training.records import FINDINGS, append_line, read_lines
 
 SMOOTH = 1e-4
 """Checkerboards below this share of the truth's variance do not count: nobody sees them, and the
@@ -54,8 +53,7 @@ class Watch:
         for finding in diagnose(self.lines) if self._due(step) else ():
             if finding.kind not in self.told:
                 self.told.add(finding.kind)
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"step": step, **asdict(finding)}) + "\n")
+                append_line(self.path, {"step": step, **asdict(finding)})
                 told = f"step {step}: {finding.kind}. {finding.evidence} {finding.remedy}"
                 warnings.warn(f"{told} (ganlab doctor says more)", stacklevel=2)
 
