@@ -27,6 +27,7 @@ from ganlab.workers import GUARD, leave_if_main_is_being_imported
 Batch = dict[str, Tensor]
 Tiles = npt.NDArray[np.int64]
 PerBand = tuple[float, ...]
+LARGEST_FACTOR = 1024
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -124,6 +125,8 @@ class DataSpec:
         for name, source in spec.sources.items():
             if name != source.name:
                 raise InputError(f"data.sources.{name} is called {source.name!r}")
+            if source.factor > LARGEST_FACTOR:
+                raise InputError(f"data.sources.{name}: factor {source.factor} is none")
             if (source.kind == "image") != (name in spec.scalings):
                 raise InputError(f"data.scalings: an image source has one, and {name!r} does not")
             if name in spec.scalings:

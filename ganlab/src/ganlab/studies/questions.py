@@ -15,6 +15,8 @@ Setting = Mapping[str, Any]
 are ``task.generator.width`` or ``training.balance.kind``; a regular expression means all fields
 that it matches, and has to match one."""
 Configs = tuple[Any, TrainingConfig]
+SETTING_NAME = r"[\w.+-]+( [\w.+-]+)*"
+"""What a setting may be called, since files are named after it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def fitting(
     settings: dict[str, Configs] = {}
     left_out: dict[str, str] = {}
     for name, setting in (first | dict(study.settings)).items():
-        if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
+        if not re.fullmatch(SETTING_NAME, name):
             raise InputError(f"setting {name!r}: a name has letters, digits, spaces and . + - _")
         try:
             configs = changed(setting, task, training)

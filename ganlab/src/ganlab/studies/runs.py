@@ -29,17 +29,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ganlab import __version__
+from ganlab import __version__, files
 from ganlab.config import EvaluateConfig, TrainingConfig, finite, read_json, to_dict
 from ganlab.errors import InputError, TrainingFailed
 from ganlab.studies.questions import Study, fitting
+from ganlab.studies.stored import ANEW, read_about, read_results
 from ganlab.studies.verdicts import Comparison, Result, Rule, compare
 from ganlab.workers import GUARD, leave_if_main_is_being_imported
 
 FORMAT = "ganlab study 1"
 RESAMPLES = 500
 INTERRUPTED = 130
-ANEW = "once it is gone, the command that made the study makes it anew"
+PATIENCE = 300
+"""Tenths of a second; a process finishes its step and saves in much less."""
 
 Progress = Callable[[int, int, str], None]
 Made = tuple["_Run", str | None]
@@ -150,7 +152,6 @@ def run_study(
         "tiles": hashlib.sha256((store.path / "index.csv").read_bytes()).hexdigest(),
         "left out": left_out,
     }
-    _begin(to, about)
     runs = [
         _Run(
             name,
@@ -165,6 +166,21 @@ def run_study(
         for seed in range(training.seed, training.seed + seeds)
         for name, configs in settings.items()
     ]
+    with files.exclusive(to, "a study"):
+        _begin(to, about)
+        _make_missing(runs, about, processes, devices, progress)
+        _write(to / "study.json", about)
+        return read_study(to)
+
+
+def _make_missing(
+    runs: Sequence[_Run],
+    about: dict[str, Any],
+    processes: int,
+    devices: Sequence[str],
+    progress: Progress | None,
+) -> None:
+    """Make the results that are not there; settings that cannot be made are noted in ``about``."""
     missing = [run for run in runs if not run.path.exists()]
     done = len(runs) - len(missing)
     here = not devices and processes == 1
@@ -172,14 +188,12 @@ def run_study(
     with closing(made):
         for run, refused in made:
             done += 1
-            if refused and run.setting == study.baseline:
+            if refused and run.setting == about["baseline"]:
                 raise InputError(f"the baseline {run.setting!r} cannot be made: {refused}")
             if refused:
-                left_out[run.setting] = refused
+                about["left out"][run.setting] = refused
             if progress:
                 progress(done, len(runs), run.name)
-    _write(to / "study.json", about)
-    return read_study(to)
 
 
 def read_study(folder: Path | str) -> Outcome:
@@ -188,13 +202,8 @@ def read_study(folder: Path | str) -> Outcome:
     Raises:
         InputError: there is none, or it has no result of its baseline yet.
     """
-    path = Path(folder) / "study.json"
-    about = read_json(path, ("settings", "baseline", "measures", "rule", "share"), ANEW)
-    results = [
-        read_json(file, ("setting", "seed", "diverged", "tiles", "rows", "resampled"), ANEW)
-        for setting in about["settings"]
-        for file in sorted(path.parent.glob(f"{setting}-seed*.json"), key=_seed)
-    ]
+    about = read_about(Path(folder) / "study.json")
+    results = read_results(Path(folder), about["settings"])
     rule = Rule(**about["rule"])
     return Outcome(about, results, compare(results, about["baseline"], about["measures"], rule))
 
@@ -234,6 +243,7 @@ def table(outcome: Outcome) -> str:
 def _begin(to: Path, about: Result) -> None:
     """Write down what will be studied, or see that it is what was begun here."""
     path = to / "study.json"
+    _sweep(to)
     if not path.exists():
         _write(path, about)
         return
@@ -241,6 +251,24 @@ def _begin(to: Path, about: Result) -> None:
     for key, value in now.items():
         if key != "left out" and before.get(key) != value:
             raise InputError(f"{to} holds a study with other {key}; give this one another folder")
+
+
+def _sweep(to: Path) -> None:
+    """Remove what killed studies left half written."""
+    for leftover in to.glob(f".*.json.*{files.LEFTOVER}"):
+        leftover.unlink(missing_ok=True)
+
+
+def _wait_for_orphan(folder: Path) -> None:
+    """Wait while a process of a study that was killed still saves its run here."""
+    if not folder.exists():
+        return
+    for _ in range(PATIENCE):
+        try:
+            with files.exclusive(folder, "training"):
+                return
+        except InputError:
+            time.sleep(0.1)
 
 
 def _made(run: _Run) -> Made:
@@ -260,6 +288,7 @@ def _make(run: _Run) -> None:
     from ganlab.training.records import read_metrics
 
     folder, begin, diverged = run.to / "runs" / run.name, time.perf_counter(), None
+    _wait_for_orphan(folder)
     saved = checkpoints.all_in(folder / "checkpoints")
     first = checkpoints.step_of(saved[-1]) if saved else 0
     try:
@@ -362,16 +391,10 @@ def _follow() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _seed(path: Path) -> int:
-    return int(path.stem.rpartition("seed")[2])
-
-
 def _write(path: Path, content: Result) -> None:
     """At once: a killed process leaves the old file or the new one, never half."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(finite(content), indent=1) + "\n")
-        temporary.replace(path)
+        files.replace_text(path, json.dumps(finite(content), indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error

@@ -21,20 +21,24 @@ PLAYERS = ("generator", "discriminator")
 State = dict[str, Any]
 
 
-def outline(make: Callable[[], Task]) -> Task:
-    """The networks that ``make`` makes, without their numbers.
+def outline(run: Path, make: Callable[[], Task]) -> Task:
+    """The networks that ``make`` makes for a run directory, without their numbers.
 
     Raises:
-        InputError: they do not fit into the memory of this machine.
+        InputError: they cannot be made, or do not fit into the memory of this machine.
     """
-    with torch.device("meta"):
-        task = make()
+    try:
+        with torch.device("meta"):
+            task = make()
+    except InputError as error:
+        described = run / "config.json"
+        raise InputError(f"{described}: {error}" if described.exists() else str(error)) from error
     values = sum(parameter.numel() for parameter in task.parameters())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * values > there:
         raise InputError(
-            f"these networks have {values:.3g} parameters, {4 * values / 1e9:.3g} GB, and this "
-            f"machine has {there / 1e9:.3g} GB of memory; give them a smaller width or depth"
+            f"{run}: these networks have {values:.3g} parameters, {4 * values / 1e9:.3g} GB, and "
+            f"this machine has {there / 1e9:.3g} GB of memory; give them a smaller width or depth"
         )
     return task
 

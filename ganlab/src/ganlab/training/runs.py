@@ -220,10 +220,11 @@ def load_task(run: Path | str, *, average: bool = True, device: str = "auto") ->
         InputError: no run, a damaged checkpoint, or networks of another shape than the settings'.
     """
     path = Path(run)
-    about = read_config(run_directory(path))
+    folder = run_directory(path)
+    about = read_config(folder)
     file = path if path.is_file() else checkpoints.latest(path / "checkpoints")
     state = checkpoints.load_or_name_an_earlier(file, EARLIER)
-    restoring.check_fit(restoring.outline(partial(_untrained, about)), state, file)
+    restoring.check_fit(restoring.outline(folder, partial(_untrained, about)), state, file)
     task = _untrained(about)
     weights = dict(state["players"])
     if average and state["ema"] is not None:
@@ -369,7 +370,7 @@ def _start(
 ) -> Trainer:
     """A trainer at the newest checkpoint, or at the first step if there is none."""
     _, _, config = parts(about)
-    outline = restoring.outline(partial(_untrained, about))
+    outline = restoring.outline(run, partial(_untrained, about))
     found = checkpoints.all_in(run / "checkpoints")
     state = None
     if found:

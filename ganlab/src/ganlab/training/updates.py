@@ -85,6 +85,9 @@ class Updates:
             # On another device, Adam is computed in another way.
             fused = optimizer.param_groups[0]["fused"]
             groups = [{**group, "fused": fused} for group in saved["param_groups"]]
+            own = [group.keys() for group in optimizer.param_groups]
+            if [group.keys() for group in groups] != own:
+                raise ValueError(f"the optimizer of the {name} is another")
             optimizer.load_state_dict({**saved, "param_groups": groups})
             # Checkpoints are contiguous; a fused step needs moments laid out like their weights.
             for weight, moments in optimizer.state.items():
