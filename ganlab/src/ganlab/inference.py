@@ -135,12 +135,13 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     scene = _open_input(config.scene, config, task.inputs[0].source)
     holes, filler = _open_holes(config, scene, task), _load_filler(config, task)
     _compare_pixel_sizes(scene, task)
-    targets = _targets(config, task, filler)
+    inputs = _inputs(config)
+    targets = _targets(config, task, filler, inputs)
     with ExitStack() as locks:
         for target in sorted(targets):
             locks.enter_context(exclusive(target, "apply"))
         try:
-            _write_all(config, task, filler, scene, holes, targets, progress)
+            _write_all(config, task, filler, scene, holes, inputs, targets, progress)
         except (OSError, RasterioError) as error:
             raise InputError(
                 f"{config.to} cannot be written ({error.__cause__ or error}): expected a folder "
@@ -179,6 +180,7 @@ def _write_all(
     filler: Task | None,
     scene: Scene,
     holes: Holes | None,
+    inputs: Sequence[Path],
     targets: Sequence[Path],
     progress: Progress | None,
 ) -> None:
@@ -193,7 +195,7 @@ def _write_all(
     with (
         environment,
         placed(
-            targets, replace=config.overwrite, georeferenced=georeferenced, inputs=_inputs(config)
+            targets, replace=config.overwrite, georeferenced=georeferenced, inputs=inputs
         ) as folder,
         warnings.catch_warnings(),
     ):
@@ -546,7 +548,9 @@ def _check_mask(mask: Scene, config: ApplyConfig) -> None:
             raise InputError(f"{mask.file}: {error} (--classes, --read-as)") from None
 
 
-def _targets(config: ApplyConfig, task: Task, filler: Task | None) -> list[Path]:
+def _targets(
+    config: ApplyConfig, task: Task, filler: Task | None, inputs: Sequence[Path]
+) -> list[Path]:
     """Where the outputs will be: the first as asked for, the others beside it.
 
     Raises:
@@ -569,7 +573,7 @@ def _targets(config: ApplyConfig, task: Task, filler: Task | None) -> list[Path]
     if filler is not None:
         names.append(ORIGIN.name)
     targets = [to, *(to.with_name(f"{to.stem}-{name}{to.suffix}") for name in names)]
-    check_no_input(targets, _inputs(config))
+    check_no_input(targets, inputs)
     return targets
 
 

@@ -61,19 +61,23 @@ def source_files(paths: Iterable[str]) -> list[Path]:
     What cannot be opened as a raster stands for itself.
     """
     found: dict[str, None] = {}
-    waiting = list(paths)
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
+    to_open = list(paths)
+    opened = set()
+    while to_open:
+        path = to_open.pop()
         found[path] = None
+        opened.add(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 with rasterio.open(path) as file:
-                    waiting += file.files
+                    sources = file.files
         except RasterioError:
             continue
+        found.update(dict.fromkeys(sources))
+        # A mosaic may have thousands of sources; only VRTs among them have sources themselves.
+        vrts = [source for source in sources if source.lower().endswith(".vrt")]
+        to_open += [source for source in vrts if source not in opened]
     return [Path(path) for path in found]
 
 
