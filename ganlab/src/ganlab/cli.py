@@ -60,16 +60,18 @@ def samples(config: Annotated[SamplesConfig, Flat]) -> None:
 def tile(config: Annotated[TilingConfig, Flat]) -> None:
     """Cut scenes into a tile store."""
     from ganlab.config import SplitConfig
-    from ganlab.data.tiling import tile
+    from ganlab.data.tiling import tile_and_summarize
 
     with _bar("tiling", "tiles") as progress:
-        store = tile(config, progress=progress)
+        store, summary = tile_and_summarize(config, progress=progress)
     split = store.split(SplitConfig())
     print(
         f"{config.to}: {len(store)} tiles of {store.size} x {store.size} pixels, "
         f"{store.nbytes() / 1e6:.1f} MB; split by blocks: {len(split.train)} train, "
         f"{len(split.validation)} validation, {len(split.test)} test, {split.dropped} on borders"
     )
+    for line in summary.lines():
+        print(line)
 
 
 def _trains(settings: type, about: str) -> Callable[..., None]:

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from ganlab import clouds
 from ganlab.config import ApplyConfig
+from ganlab.data import repairs
 from ganlab.data.bands import reordered, split_paths
+from ganlab.data.batches import as_float32
 from ganlab.data.geotiff import Output
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.placing import check_no_input, placed
@@ -381,7 +383,7 @@ def generate_scene(
             stored_units = {name: array[0] for name, array in composed.items()}
             yield place, (valid | hole).repeat(scale, 0).repeat(scale, 1), stored_units
             if field.scaling is not None:  # every eighth row is enough to judge by
-                values = torch.from_numpy(stored[None, :, ::8].astype(np.float32))
+                values = torch.from_numpy(as_float32(stored[None, :, ::8]))
                 known = torch.from_numpy((valid & ~hole)[None, None, ::8])
                 far += float(field.scaling.outside(values, known, also) * known.sum())
                 measured += int(known.sum())
@@ -390,12 +392,23 @@ def generate_scene(
     if holes and not asked:
         warnings.warn(
             f"{scene.file} has no hole to fill: all its pixels are there, or --mask names none; "
-            "the output is the scene as it was",
+            f"the output is the scene as it was{_hint_of_nodata(task, scene)}",
             stacklevel=2,
         )
     if far > UNLIKE * measured:
         share = f"{far / measured:.0%} of the valid pixels of {scene.file} lie far outside the"
         warnings.warn(f"{share} range of the training: other sensor, units or bands?", stacklevel=2)
+
+
+def _hint_of_nodata(task: Task, scene: Scene) -> str:
+    """What the scenes of the training declared, where this one declares nothing."""
+    trained = task.inputs[0].source.nodata
+    if trained is None or scene.nodata is not None:
+        return ""
+    return (
+        f" (the scenes of the training declared nodata {trained:.17g}, this one declares none: if "
+        f"it means the same here, give --nodata {trained:.17g})"
+    )
 
 
 def missing_pixels(window: Window, valid: Bools) -> Bools:
@@ -429,7 +442,10 @@ def _generate(
     try:
         batch = task.encode(inputs, valid, device)
     except InputError as error:
-        raise InputError(f"{scene.file}: {error}") from None
+        raise InputError(
+            f"{scene.file}: {error} (--colours FILE recodes classes, --nodata VALUE makes one "
+            "missing)"
+        ) from None
     if task.noise:
         size = (row.size, columns[0].size)
         places = [
@@ -483,26 +499,48 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
         raise InputError(f"{file} is a vector file; its grid must be given: --like RASTER")
     if not vector and (config.like or config.attribute or config.layer):
         raise InputError(f"{file} is a raster; --like, --attribute and --layer are for vectors")
+    if vector and (config.nodata is not None or config.colours is not None):
+        raise InputError(f"{file} is a vector file; --nodata and --colours are for rasters")
+    if config.colours is not None and not labels:
+        raise InputError(f"--colours {config.colours} is for labels; this model starts from images")
     if labels:
         if config.bands:
             raise InputError(f"--bands {' '.join(config.bands)}: this model starts from labels")
         like = open_scene(
             config.like or file, ungeoreferenced=config.ungeoreferenced, palette="keep"
         )
-        classes = open_labels(
-            file, like.grid, config.attribute, config.ungeoreferenced, config.layer
+        scene: Scene = open_labels(
+            file,
+            like.grid,
+            config.attribute,
+            config.ungeoreferenced,
+            config.layer,
+            nodata=config.nodata,
+            ignore=source.ignore,
+            colours=config.colours,
+            option="--nodata",
         )
-        if isinstance(classes, VectorScene) and classes.empty:
+        if isinstance(scene, VectorScene) and scene.empty:
             warnings.warn(
                 Note(f"{file} has no feature on {like.file}: all of it is class 0"), stacklevel=3
             )
-        return classes
+        if config.nodata is None and scene.nodata in source.classes:
+            warnings.warn(
+                f"{file} declares nodata {scene.nodata:.17g}, which is a class of this model: its "
+                "pixels count as missing, and --nodata none makes them that class",
+                stacklevel=3,
+            )
+        return scene
     palette: Palette = "expand" if config.expand_palette else "refuse"
     scene = open_scene(file, config.bands, config.nodata, config.ungeoreferenced, palette=palette)
     unlike = np.dtype(scene.dtype).kind != np.dtype(source.dtype).kind
     strange = len(scene.bands) != len(source.bands) or reordered(scene.bands, source.bands)
     if strange or unlike:
-        repair = "choose with --bands" if strange else "convert with gdal_translate -ot -scale"
+        files = dict.fromkeys(band.path for band in scene.parts)
+        convert = " && ".join(repairs.convert_line(path, source.dtype) for path in files)
+        repair = f"if it has the units of the training, convert its type: {convert}"
+        if strange:
+            repair = "choose with --bands"
         raise InputError(
             f"{scene.file} has {len(scene.bands)} bands {list(scene.bands)} of {scene.dtype}; the "
             f"model was trained on {expected}: {repair}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ganlab.config import ScalingConfig, from_dict, to_dict
+from ganlab.data.fill import warn_of_fill
 from ganlab.data.store import Source, TileStore, check_source_names
 from ganlab.errors import InputError
 from ganlab.randomness import keys, permutation, uniforms
@@ -29,6 +30,12 @@ Tiles = npt.NDArray[np.int64]
 PerBand = tuple[float, ...]
 LARGEST_FACTOR = 1024
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def as_float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Stored values as networks take them; what is too large, which is never valid, is infinite."""
+    with np.errstate(over="ignore"):
+        return stored.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,8 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
             continue
         valid = store.read("valid", chosen).repeat(source.factor, 2).repeat(source.factor, 3) > 0
         values = store.read(name, chosen).swapaxes(0, 1)
+        pixels = values.swapaxes(0, 1)
+        warn_of_fill(str(store.path), name, source.bands, pixels, valid[:, 0], stacklevel=3)
         bands = [band[valid[:, 0]].astype(np.float64) for band in values]
         if not all(len(band) for band in bands):
             raise InputError(f"{store.path}: no valid pixel of {name!r} in the training tiles")

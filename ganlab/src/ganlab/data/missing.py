@@ -22,6 +22,12 @@ HUGE = 1e38
 SIX_DIGITS = 1e-5
 
 
+def declared_nodata(dataset: Any) -> tuple[float | None, ...]:
+    """The nodata value of each band of an open raster; None where its pixels never have it."""
+    with np.errstate(over="ignore"):  # rasterio compares doubles with the range of float32
+        return tuple(dataset.nodatavals)
+
+
 def can_hold(dtype: str, nodata: float) -> bool:
     """Whether pixels of a type can have a nodata value.
 

@@ -17,6 +17,8 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, RasterioError
 
+from ganlab.data.missing import declared_nodata
+
 GDAL_TYPES = {
     "uint8": "Byte",
     "uint16": "UInt16",
@@ -208,7 +210,7 @@ def warp_first(dataset: Any) -> str | None:
         options = ["-geoloc", "-t_srs", "EPSG:4326"]
     else:
         return None
-    missing = any(value is not None for value in dataset.nodatavals)
+    missing = any(value is not None for value in declared_nodata(dataset))
     if not missing and ColorInterp.alpha not in dataset.colorinterp:
         options.append("-dstalpha")
     command = line("gdalwarp", *options, dataset.name, beside(dataset.name, "warped"))

@@ -26,8 +26,15 @@ from rasterio.windows import Window
 from ganlab.config import Nodata
 from ganlab.data import repairs
 from ganlab.data.bands import Band, choose_bands, split_paths, stacked
+from ganlab.data.coding import Coding, coding_of, columns_of
 from ganlab.data.grids import Grid
-from ganlab.data.missing import asked_nodata, common_nodata, equals_nodata, same_nodata
+from ganlab.data.missing import (
+    asked_nodata,
+    common_nodata,
+    declared_nodata,
+    equals_nodata,
+    same_nodata,
+)
 from ganlab.data.palettes import (
     check_not_palette,
     expanded,
@@ -43,6 +50,8 @@ Bools = npt.NDArray[np.bool_]
 Edges = Literal["shift", "pad", "drop"]
 Palette = Literal["refuse", "expand", "keep"]
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+LARGEST = float(np.finfo(np.float32).max)
+"""Networks compute in float32: what it cannot hold counts as not measured, like NaN."""
 LOCK = threading.Lock()
 
 
@@ -62,6 +71,8 @@ class Scene:
     """Value of missing pixels in all bands; None if there is none, or if bands differ."""
     tags: BandTags = field(default=BandTags(), kw_only=True)
     """What the files say of the bands: scale and offset, units, colours, a palette."""
+    ignore: tuple[int, ...] = field(default=(), kw_only=True)
+    """Labels: classes that mean unknown; their pixels count as not measured."""
 
     def read(self, window: Window) -> tuple[Array, Bools]:
         """``(C, h, w)`` pixels of a window, and ``(h, w)`` bool, True = measured.
@@ -80,6 +91,8 @@ class Scene:
             row, column = top - window.row_off, left - window.col_off
             place = np.s_[row : row + height, column : column + width]
             out[:, *place], valid[place] = self._read_inside(Window(left, top, width, height))
+        if self.ignore:
+            valid &= ~np.isin(out, self.ignore).any(axis=0)
         return out, valid
 
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
@@ -97,6 +110,8 @@ class RasterScene(Scene):
     """
 
     parts: tuple[Band, ...]
+    coding: Coding | None = None
+    """Labels: how values become classes; if None, they are classes."""
 
     @property
     def tagged(self) -> Tagged:
@@ -105,7 +120,8 @@ class RasterScene(Scene):
         return Tagged(self.file, self.bands, self.tags, self.dtype, files)
 
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
-        values = np.zeros((len(self.parts), window.height, window.width), self.dtype)
+        dtype = self.dtype if self.coding is None else self.coding.stored
+        values = np.zeros((len(self.parts), window.height, window.width), dtype)
         valid = np.ones((window.height, window.width), bool)
         for path in dict.fromkeys(band.path for band in self.parts):
             places = [i for i, band in enumerate(self.parts) if band.path == path]
@@ -121,8 +137,11 @@ class RasterScene(Scene):
                     f"{path} cannot be read ({reason}): it is damaged or cut short, get it again"
                 ) from error
         if values.dtype.kind == "f":
-            valid &= np.isfinite(values).all(axis=0)
-        return values, valid & self._without_nodata(values)
+            valid &= (np.abs(values) <= LARGEST).all(axis=0)
+        valid &= self._without_nodata(values)
+        if self.coding is not None:
+            values = self.coding.classes(values, valid, self.file, window)
+        return values, valid
 
     def _without_nodata(self, values: Array) -> Bools:
         """Where ``(C, h, w)`` pixels are measured, as the nodata values of their bands say."""
@@ -131,7 +150,7 @@ class RasterScene(Scene):
             return np.ones(values.shape[1:], bool)
         pairs = zip(values, declared, strict=True)
         missing = np.stack([equals_nodata(band, nodata) for band, nodata in pairs])
-        if self.dtype == "uint8" and common_nodata(declared) is not None:
+        if values.dtype == "uint8" and common_nodata(declared) is not None:
             return np.asarray(~missing.all(axis=0))
         return np.asarray(~missing.any(axis=0))
 
@@ -245,6 +264,11 @@ def open_labels(
     attribute: str | None = None,
     ungeoreferenced: bool = False,
     layer: str | None = None,
+    *,
+    nodata: Nodata = None,
+    ignore: Sequence[int] = (),
+    colours: str | Path | None = None,
+    option: str = "--label-nodata",
 ) -> Scene:
     """Open classes: a raster of one band, or a vector file (GeoJSON, GeoPackage, ...).
 
@@ -252,23 +276,52 @@ def open_labels(
     window; the integer ``attribute`` holds their class, which is 1 without it, and ``layer``
     chooses among several. Rasters keep their own grid: compare it with ``check_same_grid``.
 
+    ``nodata`` and ``option`` are for rasters, as in ``open_scene``. Pixels of the classes to
+    ``ignore`` count as not measured. ``colours`` is a file that recodes a raster's colours, or the
+    values of its one band, to classes (see ``ganlab.data.coding``). Floats that are whole numbers
+    are classes, too.
+
     Raises:
-        InputError: unreadable file, more than one band, classes that are no integers, no CRS, a
-            file of another place, several layers, pyogrio not installed.
+        InputError: unreadable file, more than one band without colours, no CRS, a file
+            of another place, several layers, pyogrio not installed; when read: a fraction, a
+            colour without a class.
     """
     path = str(path)
     if not is_vector(path):
-        raster = open_scene([path], ungeoreferenced=ungeoreferenced, palette="keep")
-        if len(raster.parts) > 1 or raster.dtype.startswith("float"):
-            found = f"{len(raster.parts)} bands of {raster.dtype}"
-            raise InputError(
-                f"{path} has {found}; labels are one band of integers: gdal_translate -b 1 -ot Byte"
-            )
-        return raster
+        # A number of a palette is a class, unless the table of classes is one of colours.
+        by_colour = colours is not None and columns_of(colours) > 1
+        palette: Palette = "expand" if by_colour else "keep"
+        raster = open_scene([path], (), nodata, ungeoreferenced, option=option, palette=palette)
+        return replace(_as_classes(raster, colours), ignore=tuple(ignore))
     if like.crs is None:
         raise InputError(f"{path} needs an image with a CRS to lie on; give raster labels")
     dtype = features_on(path, like, attribute, layer).dtype
-    return VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute, layer)
+    vector = VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute, layer)
+    return replace(vector, ignore=tuple(ignore))
+
+
+def _as_classes(raster: RasterScene, colours: str | Path | None) -> RasterScene:
+    """A raster whose pixels are classes, one band."""
+    coding = coding_of(raster.file, raster.dtype, raster.bands, colours)
+    if len(raster.bands) > 1 and (coding is None or not coding.table):
+        found = f"{raster.file} has {len(raster.bands)} bands of {raster.dtype}"
+        if len(raster.bands) == 3 and raster.dtype == "uint8":
+            raise InputError(
+                f"{found}; labels are one band of classes: recode colours to numbers with "
+                "--colours FILE, a text that has a line R G B CLASS for each colour"
+            )
+        names = ", ".join(f"{band.number} ({band.name})" for band in raster.parts)
+        keep = repairs.band_line(raster.file, raster.parts[0].number)
+        raise InputError(
+            f"{found}; labels are one band of classes. Its bands are {names}: keep the one with "
+            f"the classes, for the first that is: {keep} (finer images of the same ground go to "
+            "--fine)"
+        )
+    if coding is None:
+        return raster
+    bands = ("class",) if coding.table else raster.bands
+    nodata = None if coding.table else raster.nodata
+    return replace(raster, dtype=coding.dtype, bands=bands, nodata=nodata, coding=coding)
 
 
 def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor: int = 1) -> None:
@@ -319,7 +372,7 @@ def _repair(reference: Scene, other: Scene, kind: str, factor: int) -> str:
             bands=len(other.bands),
             dtype=other.dtype,
             method=method,
-            nodata=dataset.nodata,
+            nodata=declared_nodata(dataset)[0],
             alpha=ColorInterp.alpha in dataset.colorinterp,
             covered=place.covered,
         )
@@ -411,7 +464,7 @@ def _open_file(path: str | Path, ungeoreferenced: bool) -> RasterScene:
         with _open(path) as dataset:
             grid = Grid(dataset.crs, dataset.transform, dataset.width, dataset.height)
             described = list(zip(dataset.colorinterp, dataset.descriptions, strict=True))
-            dtypes, nodata = set(dataset.dtypes), dataset.nodatavals
+            dtypes, nodata = set(dataset.dtypes), declared_nodata(dataset)
             warp_first = repairs.warp_first(dataset)
     except RasterioError as error:
         raise InputError(f"{path} cannot be opened as a raster: {error}") from error

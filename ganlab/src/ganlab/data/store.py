@@ -67,9 +67,11 @@ class Source:
     classes: tuple[int, ...] = ()
     """Labels: the values that may occur, ascending."""
     nodata: float | None = None
-    """Value of missing pixels as the scenes declare it."""
+    """Value of missing pixels that all bands of all scenes declare; None if they differ."""
     tags: BandTags = field(default=BandTags())
     """What the scenes declare of the bands: scale and offset, units, colours, a palette."""
+    ignore: tuple[int, ...] = ()
+    """Labels: values that mean unknown, whose pixels are never valid."""
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name):

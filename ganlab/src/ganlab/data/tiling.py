@@ -9,6 +9,7 @@ import json
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -24,8 +25,11 @@ from rasterio.windows import Window
 from ganlab import workers
 from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.conversion import paths_of
+from ganlab.data import repairs
 from ganlab.data.bands import reordered, split_paths
+from ganlab.data.fill import warn_of_fill
 from ganlab.data.metres import ground_pixel_size
+from ganlab.data.missing import same_nodata
 from ganlab.data.scenes import (
     Palette,
     RasterScene,
@@ -52,12 +56,23 @@ from ganlab.data.store import (
     file_checksum,
     head_checksum,
 )
+from ganlab.data.summary import (
+    Summary,
+    Tally,
+    check_encodings,
+    nodata_hides_background,
+    reason,
+    summarize,
+    total,
+)
 from ganlab.data.tags import Tagged, check_same_scale, merged
 from ganlab.errors import InputError, Note
 from ganlab.files import exclusive, folder_beside, sweep
 
 SHARD_BYTES = 64 * 2**20
 CACHE_BYTES = 128 * 2**20
+FILL_TILES = 64
+"""Tiles, spread evenly, that are searched for undeclared fill."""
 
 Array = npt.NDArray[Any]
 Sources = tuple[Source, ...]
@@ -78,10 +93,10 @@ class _Job(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What a job wrote: tiles not yet numbered, classes seen, and the scenes with any pixel."""
+    """What a job wrote: tiles not yet numbered, what it counted, and the scenes with any pixel."""
 
     tiles: list[Tile]
-    classes: dict[str, set[int]]
+    tally: Tally
     measured: set[str]
 
 
@@ -109,6 +124,16 @@ def tile(
         InputError: anything wrong with the scenes, labels, options or the target folder; then
             nothing is left behind.
     """
+    return tile_and_summarize(config, executor, progress, more)[0]
+
+
+def tile_and_summarize(
+    config: TilingConfig,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    more: More | None = None,
+) -> tuple[TileStore, Summary]:
+    """As :func:`tile`, and what was left out and why, and how frequent each class is."""
     if executor is None and config.workers > 1:
         workers.leave_if_main_is_being_imported()
     to = Path(config.to)
@@ -123,7 +148,8 @@ def tile(
             with folder_beside(to) as partial, _executor(config, executor) as carrier:
                 here = [job._replace(folder=partial) for job in jobs]
                 results = _run(here, carrier, progress)
-                _finish(config, scenes, sources, results, partial)
+                tally = total(result.tally for result in results)
+                _finish(config, scenes, sources, results, tally, partial)
                 partial.rename(to)
     except OSError as error:
         tile_bytes = sum(source.nbytes(config.size) for source in (*sources, VALID))
@@ -134,7 +160,39 @@ def tile(
         ) from error
     store = TileStore.open(to)
     _warn_of_empty_parts(store)
-    return store
+    _warn_of_hidden_background(config, scenes, store)
+    _warn_of_undeclared_fill(config, store)
+    return store, summarize(tally, sum(len(job.windows) for job in jobs))
+
+
+def _declared_by_labels(config: TilingConfig, scenes: Scenes) -> list[tuple[str, float | None]]:
+    """Label rasters and the nodata values that they declare, unless the caller gave one."""
+    if not config.labels or config.label_nodata is not None:
+        return []
+    labels = [rasters[1] for _, rasters in scenes]
+    return [(label.file, label.nodata) for label in labels if isinstance(label, RasterScene)]
+
+
+def _warn_of_hidden_background(config: TilingConfig, scenes: Scenes, store: TileStore) -> None:
+    if "label" not in store.sources:
+        return
+    classes = store.sources["label"].classes
+    said = nodata_hides_background(_declared_by_labels(config, scenes), len(classes))
+    if said:
+        only = ", ".join(map(str, classes))
+        warnings.warn(f"{store.path}: the only class is {only}. {said}", stacklevel=4)
+
+
+def _warn_of_undeclared_fill(config: TilingConfig, store: TileStore) -> None:
+    given = {"image": config.nodata, "fine": config.fine_nodata}
+    tiles = np.linspace(0, len(store) - 1, min(len(store), FILL_TILES)).round().astype(int)
+    valid = store.read("valid", tiles)[:, 0] > 0
+    for name, source in store.sources.items():
+        if source.kind != "image" or given.get(name) == "none":
+            continue
+        known = valid.repeat(source.factor, 1).repeat(source.factor, 2)
+        values = store.read(name, tiles)
+        warn_of_fill(str(store.path), name, source.bands, values, known, stacklevel=4)
 
 
 def _warn_of_empty_parts(store: TileStore) -> None:
@@ -147,7 +205,7 @@ def _warn_of_empty_parts(store: TileStore) -> None:
     except InputError as error:
         lacking = str(error)
     if lacking is not None:
-        warnings.warn(f"{store.path}: {lacking}", stacklevel=3)
+        warnings.warn(f"{store.path}: {lacking}", stacklevel=4)
 
 
 def _further_sources(config: TilingConfig, more: More) -> More:
@@ -222,25 +280,49 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     config.attribute,
                     config.ungeoreferenced,
                     config.layer,
+                    nodata=config.label_nodata if name == "label" else None,
+                    ignore=config.ignore if name == "label" else (),
+                    colours=config.colours if name == "label" else None,
                 )
             elif name != "image":
+                nodata = config.fine_nodata if name == "fine" else None
                 raster = open_scene(
-                    files[i], ungeoreferenced=config.ungeoreferenced, palette=palette
+                    files[i],
+                    (),
+                    nodata,
+                    config.ungeoreferenced,
+                    option="--fine-nodata",
+                    palette=palette,
                 )
             factor = max(1, round(raster.grid.width / image.grid.width)) if name in more else 1
             check_same_grid(image, raster, kind, factor)
-            classes = tuple(sorted(config.classes)) if name == "label" else ()
-            new = Source(name, kind, raster.dtype, raster.bands, factor, classes, raster.nodata)
-            new = replace(new, tags=raster.tags)
+            classes: tuple[int, ...] = ()
+            if name == "label":
+                classes = tuple(sorted(set(config.classes) - set(config.ignore)))
+            new = Source(
+                name,
+                kind,
+                raster.dtype,
+                raster.bands,
+                factor,
+                classes,
+                raster.nodata,
+                tags=raster.tags,
+                ignore=raster.ignore,
+            )
             old = sources.setdefault(name, new)
             if isinstance(raster, VectorScene):  # its type is free, see _with_common_types
                 new = replace(new, dtype=old.dtype)
             if (len(new.bands), new.dtype, factor) != (len(old.bands), old.dtype, old.factor):
+                column = len(rasters)
+                earlier = [others[column] for _, others in scenes]
                 raise InputError(
                     f"{raster.file} has {len(new.bands)} bands of {new.dtype}, factor {factor}, "
                     f"the scenes before it {len(old.bands)} of {old.dtype}, factor {old.factor}: "
-                    "choose common --bands or convert with gdal_translate"
+                    f"{_how_to_agree(raster, earlier, factor == old.factor)}"
                 )
+            if not same_nodata(new.nodata, old.nodata):
+                sources[name] = replace(old, nodata=None)
             if reordered(new.bands, old.bands):
                 raise InputError(
                     f"{raster.file} has the bands {list(new.bands)}, the scenes before it "
@@ -297,22 +379,34 @@ def _with_common_types(scenes: Scenes, sources: Sources) -> tuple[Scenes, Source
         vectors = [raster.dtype for raster in column if isinstance(raster, VectorScene)]
         fixed = [raster.dtype for raster in column if not isinstance(raster, VectorScene)]
         dtype = fixed[0] if fixed else str(np.result_type(*vectors))
-        columns.append([_in_type(raster, dtype) for raster in column])
+        rasters = [raster for raster in column if not isinstance(raster, VectorScene)]
+        columns.append([_in_type(raster, dtype, rasters) for raster in column])
         typed.append(replace(source, dtype=dtype))
     together = zip(*columns, strict=True)
     merged = [(scene, new) for (scene, _), new in zip(scenes, together, strict=True)]
     return merged, tuple(typed)
 
 
-def _in_type(raster: Scene, dtype: str) -> Scene:
-    if not isinstance(raster, VectorScene):
-        return raster
-    if not np.can_cast(raster.dtype, dtype):
+def _in_type(scene: Scene, dtype: str, rasters: Sequence[Scene]) -> Scene:
+    """Vectors in the type of the rasters beside them, which must hold all their classes."""
+    if not isinstance(scene, VectorScene):
+        return scene
+    if not np.can_cast(scene.dtype, dtype):
         raise InputError(
-            f"{raster.file} has classes outside 0 to 255, and the label rasters beside it are "
-            f"{dtype}: convert those with gdal_translate -ot Int32"
+            f"{scene.file} has classes outside 0 to 255, and the label rasters beside it are "
+            f"{dtype}. Repair: {repairs.convert_lines(rasters, scene.dtype)}"
         )
-    return replace(raster, dtype=dtype)
+    return replace(scene, dtype=dtype)
+
+
+def _how_to_agree(raster: Scene, before: Sequence[Scene], one_factor: bool) -> str:
+    """What brings a raster and those of the scenes before it to one form."""
+    if len(raster.bands) != len(before[0].bands):
+        return "choose common --bands"
+    if not one_factor:
+        return "tile the two kinds of scenes by themselves"
+    dtype = repairs.common_type(raster.dtype, before[0].dtype)
+    return f"bring all to one type: {repairs.convert_lines([*before, raster], dtype)}"
 
 
 def _warn_of_unlike_pixels(sizes: Sequence[tuple[str, float | None]]) -> None:
@@ -380,26 +474,31 @@ def _carried_out(jobs: list[_Job], executor: Executor | None) -> Generator[tuple
 
 def _write_shard(job: _Job) -> _Result:
     size = job.windows[0][2].width
-    result = _Result([], {source.name: set() for source in job.sources}, set())
+    result = _Result([], Tally(Counter(), {}), set())
     sources = (*job.sources, VALID)
     stored = [np.empty((len(job.windows), *s.shape(size)), s.dtype) for s in sources]
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         for scene, rasters, window in job.windows:
             *pixels, valid = parts = [array[len(result.tiles)] for array in stored]
             valid[:] = 1
+            shares = {}
             for source, raster, values in zip(job.sources, rasters, pixels, strict=True):
                 values[:], measured = _read(raster, source, window, job.scale)
                 # A reference pixel is measured when all pixels of a finer source in it are.
                 cells = measured.reshape(size, source.factor, size, source.factor)
-                valid &= cells.all(axis=(1, 3))
+                whole = cells.all(axis=(1, 3))
+                valid &= whole
+                shares[source.name] = float(whole.mean())
             fraction = float(valid.mean())
             if fraction > 0:
                 result.measured.add(scene.name)
             if fraction == 0 or fraction < job.minimum_valid:
+                result.tally.left_out[reason(shares, job.minimum_valid)] += 1
                 continue
             for source, raster, values in zip(job.sources, rasters, pixels, strict=True):
                 if source.kind == "label":
-                    result.classes[source.name] |= _classes(source, raster, values, valid[0])
+                    found = _classes(source, raster, values, valid[0])
+                    result.tally.count_classes(source.name, scene.name, found)
             corner = rasters[0].grid.scaled(job.scale).at(window)
             place = (window.row_off, window.col_off, size, size, tuple(corner)[:6])
             result.tiles.append(Tile(0, scene.name, scene.group, *place, fraction, checksum(parts)))
@@ -413,14 +512,19 @@ def _save(path: Path, array: Array) -> None:
     np.save(path, array, allow_pickle=False)
 
 
-def _classes(source: Source, raster: Scene, values: Array, valid: Array) -> set[int]:
-    """The classes of a tile; refuses what was not declared."""
+def _classes(source: Source, raster: Scene, values: Array, valid: Array) -> dict[int, int]:
+    """The classes of a tile and their pixels; refuses what was not declared."""
     measured = valid.repeat(source.factor, axis=0).repeat(source.factor, axis=1) > 0
-    found = set(np.unique(values[:, measured]).tolist())
-    if source.classes and not found <= set(source.classes):
-        odd, known = sorted(found - set(source.classes)), ", ".join(map(str, source.classes))
+    numbers, counts = np.unique(values[:, measured], return_counts=True)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    odd = sorted(set(found) - set(source.classes)) if source.classes else []
+    if odd:
+        known = ", ".join(map(str, source.classes))
         what = f"holds class {', '.join(map(str, odd))}; expected {known}"
-        raise InputError(f"{raster.file} {what}: correct the label or declare its --classes")
+        raise InputError(
+            f"{raster.file} {what}: correct the label, declare its --classes, or --ignore those "
+            "that mean unknown"
+        )
     return found
 
 
@@ -448,6 +552,9 @@ def _read(scene: Scene, source: Source, window: Window, scale: float) -> tuple[A
         total = area(np.where(valid, values, 0))
         out = np.divide(total, share, out=np.zeros_like(total), where=share > 0)
         out = np.rint(out) if values.dtype.kind in "iu" else out
+        if values.dtype.kind == "f":  # the mean of the largest values may round beyond them
+            limits = np.finfo(values.dtype)
+            out = out.clip(limits.min, limits.max)
     return out.astype(values.dtype), share >= 0.5 - 1e-9
 
 
@@ -462,23 +569,48 @@ def _cover(start: int, size: int, scale: float) -> list[tuple[Array, Array]]:
     return [(pixels, share) for pixels, share in cover if share.any()]
 
 
-def _finish(
-    config: TilingConfig, scenes: Scenes, sources: Sources, results: list[_Result], folder: Path
+def _check_anything_is_kept(
+    config: TilingConfig, scenes: Scenes, results: list[_Result], tally: Tally
 ) -> None:
-    """Number the tiles and shards that were kept, and write the index and the head."""
+    """Refuse scenes without a valid pixel, and a store without a tile."""
+    hidden = nodata_hides_background(_declared_by_labels(config, scenes), 0)
     measured = set().union(*(result.measured for result in results))
     for scene, rasters in scenes:
         if scene.name not in measured:
             files = " with ".join(raster.file for raster in rasters)
-            raise InputError(f"{files} has no valid pixel: check its nodata value, or leave it out")
-    kept = [number for number, result in enumerate(results) if result.tiles]
-    if not kept:
+            raise InputError(
+                f"{files} has no valid pixel: check its nodata value, or leave it out. {hidden}"
+            )
+    if not any(result.tiles for result in results):
         found = f"no window has {config.minimum_valid:.0%} valid pixels"
-        raise InputError(f"{found}: lower --minimum-valid or take smaller tiles")
+        why = summarize(tally, 0).why()
+        raise InputError(
+            f"{found}: lower --minimum-valid or take smaller tiles; there are windows {why}. "
+            f"{hidden}"
+        )
+
+
+def _finish(
+    config: TilingConfig,
+    scenes: Scenes,
+    sources: Sources,
+    results: list[_Result],
+    tally: Tally,
+    folder: Path,
+) -> None:
+    """Number the tiles and shards that were kept, and write the index and the head."""
+    kept = [number for number, result in enumerate(results) if result.tiles]
+    _check_anything_is_kept(config, scenes, results, tally)
+    for i, source in enumerate(sources):
+        if source.kind == "label" and not source.classes:
+            files = {scene.name: rasters[i].file for scene, rasters in scenes}
+            check_encodings(tally, source.name, files)
     for new, old in enumerate(kept):
         for source in (*sources, VALID):
             (folder / source.shard(old)).rename(folder / source.shard(new))
-    seen = {s.name: set().union(*(result.classes[s.name] for result in results)) for s in sources}
+    seen: dict[str, set[int]] = {source.name: set() for source in sources}
+    for (name, _), found in tally.classes.items():
+        seen[name] |= set(found)
     final = [s if s.classes else replace(s, classes=tuple(sorted(seen[s.name]))) for s in sources]
     with open(folder / "index.csv", "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
@@ -486,7 +618,7 @@ def _finish(
         for number, line in enumerate(line for result in results for line in result.tiles):
             values = astuple(replace(line, tile=number))
             lines.writerow(" ".join(map(repr, v)) if isinstance(v, tuple) else v for v in values)
-    left_out = ("images", "labels", "fine", "to", "groups", "workers")
+    left_out = ("images", "labels", "fine", "to", "groups", "workers", "colours")
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": config.size}
     head["sources"] = [source.to_dict() for source in final]
     head["scenes"] = [to_dict(scene) for scene, _ in scenes]

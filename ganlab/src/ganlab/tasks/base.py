@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganlab.config import InpaintingConfig, Pix2PixConfig
-from ganlab.data.batches import Batch, DataSpec, Scaling
+from ganlab.data.batches import Batch, DataSpec, Scaling, as_float32
 from ganlab.data.store import Source, rgb_bands
 from ganlab.errors import InputError
 from ganlab.losses import perceptual
@@ -208,7 +208,7 @@ class Task(nn.Module, ABC):
         for field in self.inputs:
             stored, classes = inputs[field.name], field.source.classes
             if field.scaling is not None:
-                values = torch.from_numpy(stored.astype(np.float32)).to(device)
+                values = torch.from_numpy(as_float32(stored)).to(device)
                 batch[field.name] = field.scaling.encode(values, batch["valid"])
                 continue
             if field.source.kind == "mask":

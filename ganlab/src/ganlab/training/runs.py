@@ -566,8 +566,11 @@ def _panel(
 
 
 def _essential(source: Source) -> Source:
-    """A source without what its files say of its values, which is compared by itself."""
-    return replace(source, nodata=None, tags=BandTags())
+    """A source without what its files say of its values, which is compared by itself.
+
+    What is missing is never seen, so it may differ.
+    """
+    return replace(source, nodata=None, ignore=(), tags=BandTags())
 
 
 def _start_from(init: Path, measured: DataSpec, ignore: bool) -> DataSpec:
