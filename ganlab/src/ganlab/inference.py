@@ -538,7 +538,7 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
     if strange or unlike:
         files = dict.fromkeys(band.path for band in scene.parts)
         convert = " && ".join(repairs.convert_line(path, source.dtype) for path in files)
-        repair = f"if it has the units of the training, convert its type: {convert}"
+        repair = f"convert its type, if its units are those of the training: {convert}"
         if strange:
             repair = "choose with --bands"
         raise InputError(
