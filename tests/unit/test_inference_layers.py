@@ -197,7 +197,7 @@ def test_stacking(tmp_path, run_of, super_task):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # trained on 10 m, from 20 m
         once = applied(tmp_path, scene)[""]
-    with pytest.warns(UserWarning, match=r"made\.tif has pixels of 10, .* trained on 20"):
+    with pytest.warns(UserWarning, match=r"10 m from such of 20 m; for .*made\.tif"):
         twice = applied(tmp_path, tmp_path / "out" / "made.tif", to=tmp_path / "again" / "x.tif")
     made, valid, profile = twice[""]
     assert made.shape == (3, 4 * SHAPE[0], 4 * SHAPE[1])

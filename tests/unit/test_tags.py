@@ -34,7 +34,7 @@ from ganlab.data.tiling import tile
 from ganlab.errors import InputError
 from ganlab.evaluation import evaluate
 from ganlab.inference import apply
-from ganlab.training import train
+from ganlab.training import resume, train
 from ganlab.training.runs import read_config
 
 CRS = "EPSG:32633"
@@ -258,6 +258,22 @@ def test_a_start_from_other_tags_is_refused(tmp_path, filler):
         train(INPAINTING, tmp_path / "t", tmp_path / "r", TRAINING, init=filler)
     ignoring = TrainingConfig(**vars(TRAINING) | {"ignore_scale_tags": True})
     train(INPAINTING, tmp_path / "t", tmp_path / "r", ignoring, init=filler)
+
+
+def test_a_run_goes_on_with_tiles_of_the_same_tags_only(tmp_path):
+    run = run_on(tmp_path, INPAINTING, scene(tmp_path / "s.tif", NEW))
+    tile(TilingConfig((scene(tmp_path / "s.tif", OLD),), tmp_path / "other", size=32))
+    with pytest.raises(InputError, match=r"offset 0 in band 1 .*offset -0.1.*tile them again$"):
+        resume(run, tiles=tmp_path / "other", steps=2)
+    resume(run, steps=2)
+
+
+def test_refusals_of_other_sources_stay_short(tmp_path):
+    """Tags of 256 colours would fill a page."""
+    label = write(tmp_path / "l.tif", NUMBERS, table=TABLE)
+    store = tile(TilingConfig((scene(tmp_path / "s.tif", NEW),), tmp_path / "t", (label,), size=32))
+    assert store.sources["label"].tags.palette
+    assert "228b22" not in repr(store.sources["label"])
 
 
 def test_a_model_that_starts_from_labels_does_not_ask(tmp_path):

@@ -30,8 +30,7 @@ from ganlab.config import EvaluateConfig, TrainingConfig, finite, from_dict
 from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.split import Split
-from ganlab.data.store import TileStore, rgb_bands
-from ganlab.data.tags import check_same_scale_of_tiles
+from ganlab.data.store import TileStore, check_same_scales, rgb_bands
 from ganlab.data.trained import fingerprint, on_trained_ground, open_tiles, read_trained
 from ganlab.distributions import (
     bootstrap_interval,
@@ -105,12 +104,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
                 f"{store.path}: the {share} split is empty; take another split, or tile more ground"
             )
     _check_sources(store, task.spec)
-    for name, source in store.sources.items():
-        if source.kind == "image":
-            known = task.spec.sources[name].tagged(f"{run} (its tiles)")
-            check_same_scale_of_tiles(
-                known, source.tagged(f"{store.path}: source {name!r}"), config.ignore_scale_tags
-            )
+    ignore = config.ignore_scale_tags
+    check_same_scales(task.spec.sources, store.sources, run, store.path, ignore)
     _compare_pixel_sizes(store, task.spec)
     unseen, left_out = _unseen(config, run, about["fingerprint"], store, split)
     tiles = _some(unseen, config.limit)

@@ -16,7 +16,7 @@ import math
 import re
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from ganlab.config import SplitConfig, from_dict, to_dict
 from ganlab.data.shards import CURE, Shard, find_pixels
 from ganlab.data.split import Split, split_tiles
-from ganlab.data.tags import BandTags, Tagged
+from ganlab.data.tags import BandTags, Tagged, check_same_scale
 from ganlab.errors import InputError
 from ganlab.files import is_plain_name
 
@@ -68,7 +68,7 @@ class Source:
     """Labels: the values that may occur, ascending."""
     nodata: float | None = None
     """Value of missing pixels that all bands of all scenes declare; None if they differ."""
-    tags: BandTags = field(default=BandTags())
+    tags: BandTags = field(default=BandTags(), repr=False)
     """What the scenes declare of the bands: scale and offset, units, colours, a palette."""
     ignore: tuple[int, ...] = ()
     """Labels: values that mean unknown, whose pixels are never valid."""
@@ -114,6 +114,31 @@ class Source:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of ``to_dict``."""
         return from_dict(cls, values)
+
+
+def check_same_scales(
+    known: Mapping[str, Source],
+    found: Mapping[str, Source],
+    run: Path,
+    store: Path,
+    ignore: bool | None,
+) -> None:
+    """Refuse tiles whose values mean other things than those that a run was trained on.
+
+    ``ignore`` is as for :func:`ganlab.data.tags.check_same_scale`.
+
+    Raises:
+        InputError: scale or offset of a band of an image source differ.
+    """
+    cure = (
+        "Convert the scenes to the scale and offset of the run (`ganlab apply` gives the line for "
+        "a scene), and tile them again"
+    )
+    for name, source in found.items():
+        if source.kind == "image" and name in known:
+            trained = known[name].tagged(f"{run} (its tiles)")
+            here = source.tagged(f"{store} (its source {name!r})")
+            check_same_scale(trained, here, cure, ignore)
 
 
 VALID = Source("valid", "mask", "uint8", ("valid",))

@@ -155,14 +155,16 @@ def merged(first: BandTags, other: BandTags) -> BandTags:
     )
 
 
-def check_same_scale(known: Tagged, found: Tagged, cure: str = "", ignore: bool = False) -> None:
+def check_same_scale(
+    known: Tagged, found: Tagged, cure: str = "", ignore: bool | None = False
+) -> None:
     """Refuse bands whose stored values mean other things than those before.
 
     Args:
         known: what was there first.
         found: what is compared with it, band by band.
         cure: how to repair it, where ``found`` is no scene.
-        ignore: take the stored values as they are.
+        ignore: take the stored values as they are; None where nobody can ask for that.
 
     Raises:
         InputError: scale or offset of a band differ; names both pairs and the way to mend it.
@@ -181,10 +183,11 @@ def check_same_scale(known: Tagged, found: Tagged, cure: str = "", ignore: bool 
         if not cure:
             inside = [i for i in range(count) if found.files[i] == file]
             cure = _cure([have[i] for i in inside], [want[i] for i in inside], file, found.dtype)
+        anyway = "" if ignore is None else f"; {OPTION} takes the stored values as they are"
         raise InputError(
             f"{file} has {_text(have[first])} in band {band}, {known.what} has "
             f"{_text(want[first])}: equal stored values do not mean the same. "
-            f"{cure}; {OPTION} takes the stored values as they are"
+            f"{cure}{anyway}"
         )
     unlike = _unlike_units(known.tags, found.tags)
     if unlike is not None:
@@ -193,19 +196,6 @@ def check_same_scale(known: Tagged, found: Tagged, cure: str = "", ignore: bool 
             "its values if that is true",
             stacklevel=3,
         )
-
-
-def check_same_scale_of_tiles(known: Tagged, found: Tagged, ignore: bool = False) -> None:
-    """The same for the tiles of a store, whose scenes are to be mended.
-
-    Raises:
-        InputError: scale or offset of a band differ.
-    """
-    cure = (
-        "Convert its scenes (their refusal by `ganlab apply` gives the line), or tile scenes of "
-        "the same scale and offset"
-    )
-    check_same_scale(known, found, cure, ignore)
 
 
 def _same_pair(pair: Pair, other: Pair) -> bool:

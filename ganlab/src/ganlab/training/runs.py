@@ -31,8 +31,8 @@ from ganlab import __version__, files
 from ganlab.config import TrainingConfig, check_sizes, check_words, to_dict
 from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.split import Split, empty_parts
-from ganlab.data.store import Source, TileStore
-from ganlab.data.tags import BandTags, check_same_scale_of_tiles
+from ganlab.data.store import Source, TileStore, check_same_scales
+from ganlab.data.tags import BandTags
 from ganlab.data.trained import (
     TrainedScene,
     fingerprint,
@@ -128,7 +128,10 @@ def _begin(
         warnings.warn(f"{store.path}: {lacking}", stacklevel=2)
     spec = describe(store, split.train, config.scaling)
     if init is not None:
-        spec = _start_from(Path(init), spec, config.ignore_scale_tags)
+        _, earlier, _ = parts(read_config(run_directory(Path(init))))
+        spec = _start_from(Path(init), earlier, spec)
+        ignore = config.ignore_scale_tags
+        check_same_scales(earlier.sources, spec.sources, Path(init), store.path, ignore)
     about = {
         "format": FORMAT,
         "task": kind,
@@ -200,6 +203,7 @@ def _go_on(
             f"those that {run} began with; it needs those"
         )
     store = open_tiles(run, about["tiles"], tiles)
+    check_same_scales(spec.sources, store.sources, run, store.path, ignore=None)
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
     if not same or fingerprint(store, store.split(config.split)) != about["fingerprint"]:
@@ -573,9 +577,8 @@ def _essential(source: Source) -> Source:
     return replace(source, nodata=None, ignore=(), tags=BandTags())
 
 
-def _start_from(init: Path, measured: DataSpec, ignore: bool) -> DataSpec:
+def _start_from(init: Path, earlier: DataSpec, measured: DataSpec) -> DataSpec:
     """The sources of the new tiles with the scaling that the earlier run learned with."""
-    _, earlier, _ = parts(read_config(run_directory(init)))
     for name, source in measured.sources.items():
         known = earlier.sources.get(name)
         if known is None or _essential(known) != _essential(source):
@@ -583,9 +586,6 @@ def _start_from(init: Path, measured: DataSpec, ignore: bool) -> DataSpec:
                 f"{init} was trained on {name!r} = {known}; these tiles have {source}; "
                 "bands, dtype and classes must be the same to start from its weights"
             )
-        if source.kind == "image":
-            before = known.tagged(f"{init} (its tiles)")
-            check_same_scale_of_tiles(before, source.tagged(f"{name!r} of these tiles"), ignore)
     return DataSpec(measured.sources, earlier.scalings, measured.pixel_size)
 
 
