@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from damage import damaged, result_or_refusal, spoil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
@@ -590,6 +591,43 @@ def test_damaged_geojson_is_refused_in_one_line(tmp_path, coordinates, message):
     with pytest.raises(InputError, match=message) as error:
         open_labels(path, HERE)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_files_are_read_or_refused(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    corners = places(HERE, rng.uniform(0, 90, (20, 2)))
+    degrees = moved(HERE.crs, DEGREES, corners)
+    shapes = [box(x, y, x + 0.001, y + 0.001) for x, y in degrees]
+    for suffix in (".geojson", ".gpkg", ".shp", ".fgb"):
+        write(tmp_path / f"f{suffix}", shapes)
+    for suffix in (".geojson", ".gpkg", ".shp", ".shx", ".dbf", ".prj", ".fgb"):
+        path = tmp_path / f"f{suffix}"
+        whole_file = path.with_suffix(".shp") if suffix in (".shx", ".dbf", ".prj") else path
+        _, spoiled = spoil(path.read_bytes(), rng)
+        with damaged(path, spoiled), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result_or_refusal(lambda file=whole_file: whole(open_labels(file, HERE, "k")))
+
+
+def test_damaged_values_and_archives_are_refused(tmp_path):
+    path = Path(write(tmp_path / "f.shp", [box(14, 49, 16, 51)], k=np.array([4], np.int32)))
+    table = path.with_suffix(".dbf")
+    data = table.read_bytes()
+    spoiled = data[: data.rindex(b" 4")] + b"4x" + data[data.rindex(b" 4") + 2 :]
+    with (
+        damaged(table, spoiled),
+        pytest.raises(InputError, match="f.shp holds damaged values: Value '.*4x' of field"),
+    ):
+        open_labels(path, HERE, "k")
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        for suffix in (".shp", ".shx", ".dbf", ".prj"):
+            archive.write(path.with_suffix(suffix), f"f{suffix}")
+    packed = (tmp_path / "f.zip").read_bytes()
+    place = packed.index(data) + data.rindex(b" 4") + 1
+    (tmp_path / "f.zip").write_bytes(packed[:place] + b"5" + packed[place + 1 :])
+    with pytest.raises(InputError, match=r"f.zip: f.dbf in it is damaged, get it again"):
+        open_labels(tmp_path / "f.zip", HERE, "k")
 
 
 @pytest.mark.parametrize("suffix", [".shp", ".fgb", ".gpkg", ".geojson"])

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -254,7 +255,15 @@ def _describe(path: str, wanted: str | None) -> Layer:
 
 
 def _check_whole(path: str) -> None:
-    """Refuse a shapefile that was cut: GDAL reads its missing geometries as empty ones."""
+    """Refuse an archive or a shapefile that is damaged in a way that GDAL does not look at.
+
+    It reads the missing geometries of a shapefile that was cut as empty ones.
+    """
+    if path.lower().endswith(".zip") and os.path.isfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise InputError(f"{path}: {broken} in it is damaged, get it again")
     if not path.lower().endswith(".shp") or not os.path.exists(path):
         return
     with open(path, "rb") as file:
@@ -381,15 +390,29 @@ def _check_missing(layer: Layer, read: _Read) -> None:
     missing = np.flatnonzero(shapely.is_missing(read.shapes))
     if not len(missing) or layer.driver != "GeoJSON" or not os.path.isfile(layer.path):
         return
-    content = json.loads(Path(layer.path).read_text(encoding="utf-8-sig"))
-    features = content.get("features", [content])
-    for i in missing:
-        geometry = features[i].get("geometry") if i < len(features) else None
-        if geometry and (geometry.get("coordinates") or geometry.get("geometries")):
+    for i in missing.tolist():
+        if _has_coordinates(layer.path, i):
             raise InputError(
                 f"{layer.path}: the geometry of feature {read.ids[i]} cannot be read: its "
                 "coordinates are no pairs of numbers; correct it or leave it out"
             )
+
+
+def _has_coordinates(path: str, number: int) -> bool:
+    """Whether a feature of a GeoJSON file has anything that should have been read."""
+    content = _parsed(path, _ages(path))
+    features = content.get("features", [content])
+    geometry = features[number].get("geometry") if number < len(features) else None
+    return bool(geometry and (geometry.get("coordinates") or geometry.get("geometries")))
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: str, ages: tuple[int, ...]) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as GeoJSON: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _touching(shapes: Array, areas: list[Box]) -> Array:
@@ -617,6 +640,7 @@ def _quiet(path: str) -> Iterator[None]:
         errors.GeometryError,
         errors.FieldError,
         errors.CRSError,
+        zipfile.BadZipFile,
     )
     before = pyogrio.get_gdal_config_option(ARC_OPTION)
     pyogrio.set_gdal_config_options({ARC_OPTION: ARC_STEP})
@@ -626,11 +650,19 @@ def _quiet(path: str) -> Iterator[None]:
             yield
     except kinds as error:
         reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        reason = reason.split(".; It might help")[0]
+        reason = reason.split(".; It might help")[0]  # to name a driver, which is no help here
         raise InputError(f"{path} cannot be read as a vector file: {reason}") from error
+    except (UnicodeDecodeError, UnboundLocalError) as error:
+        # The second is what pyogrio makes of the first in the name of a CRS.
+        raise InputError(
+            f"{path} cannot be read as a vector file: names in it are no UTF-8, it is damaged or "
+            "in another encoding"
+        ) from error
     finally:
         pyogrio.set_gdal_config_options({ARC_OPTION: before})
     for warning in caught:
+        if "parsed incompletely" in str(warning.message):
+            raise InputError(f"{path} holds damaged values: {warning.message}")
         known = str(warning.message).startswith(HARMLESS)
         if not known and issubclass(warning.category, RuntimeWarning | UserWarning):
             warnings.warn(f"{path}: {warning.message}", stacklevel=2)
