@@ -31,7 +31,7 @@ from ganlab.data.scenes import open_labels, open_scene
 from ganlab.data.store import Source, TileStore
 from ganlab.data.tags import BandTags, Tagged, check_same_scale, conversion
 from ganlab.data.tiling import tile
-from ganlab.errors import InputError
+from ganlab.errors import InputError, Note
 from ganlab.evaluation import evaluate
 from ganlab.inference import apply
 from ganlab.training import resume, train
@@ -411,7 +411,8 @@ def test_finer_pixels_keep_them(tmp_path):
     shape = UNetConfig(width=4, depth=2, up="resize", dropout=0.0)
     task = SuperResolutionConfig(generator=shape, adversarial_weight=0.0)
     run = run_on(tmp_path, task, path)
-    (made,) = applied(run, path)
+    with pytest.warns(Note, match="10 m from such of 20 m"):
+        (made,) = applied(run, path)
     assert about(made) == about(path)
 
 
@@ -519,6 +520,29 @@ def test_classes_keep_their_palette_and_their_names(tmp_path):
         assert {n: file.colormap(1)[n] for n in TABLE} == TABLE
         assert file.descriptions == ("land cover",)
         assert tags.items() <= file.tags().items()
+
+
+@pytest.mark.parametrize("kind", ["rgb", "palette", "values"])
+def test_recoded_classes_get_the_colours_that_they_come_from(tmp_path, kind):
+    colours = np.array([TABLE[number][:3] for number in range(4)], np.uint8)
+    recipe = tmp_path / "recipe.txt"
+    if kind == "values":  # of a palette of one band
+        recipe.write_text("0 2\n1 0\n2 1\n3 1\n")
+        tags = {"class_1": "wood", "class_2": "water"}
+        label = write(tmp_path / "l.tif", NUMBERS, table=TABLE, tags=tags)
+    else:
+        pairs = zip(colours, (2, 0, 1, 1), strict=True)
+        lines = [f"{r} {g} {b} {number}\n" for (r, g, b), number in pairs]
+        recipe.write_text("".join(lines))
+        label = write(tmp_path / "l.tif", colours[NUMBERS[0]].transpose(2, 0, 1))
+        if kind == "palette":
+            label = write(tmp_path / "l.tif", NUMBERS, table=TABLE)
+    photo = write(tmp_path / "s.tif", RNG.integers(1, 200, (3, 64, 64), np.uint8))
+    store = tile(TilingConfig((photo,), tmp_path / "t", (label,), size=32, colours=recipe))
+    kept = store.sources["label"].tags
+    # The classes 0, 1 and 2 come from the numbers 1, 2 (and 3), and 0.
+    assert kept.palette == ("228b22ff", "1e90ffff", "000000ff")
+    assert kept.categories == (((0, "wood"), (1, "water")) if kind == "values" else ())
 
 
 def test_a_palette_mask_and_a_palette_grid_are_fine(tmp_path, filler):

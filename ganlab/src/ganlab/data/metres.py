@@ -33,7 +33,7 @@ def ground_pixel_size(grid: Grid) -> float | None:
     >>> from rasterio.crs import CRS
     >>> degrees = Grid(CRS.from_epsg(4326), Affine(0.001, 0, 8, 0, -0.001, 60), 10, 10)
     >>> round(ground_pixel_size(degrees), 1)  # 55.8 m to the east, 111.4 m to the north
-    78.8
+    78.9
     """
     if grid.crs is None:
         return None

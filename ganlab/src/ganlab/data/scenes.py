@@ -41,7 +41,7 @@ from ganlab.data.palettes import (
     expanded_bands,
     without_stored_nodata,
 )
-from ganlab.data.tags import BandTags, Tagged, read_tags, tags_of
+from ganlab.data.tags import BandTags, Tagged, read_tags, tags_of, tags_of_classes
 from ganlab.data.vectors import Features, features_on, is_vector
 from ganlab.errors import InputError
 
@@ -321,7 +321,10 @@ def _as_classes(raster: RasterScene, colours: str | Path | None) -> RasterScene:
         return raster
     bands = ("class",) if coding.table else raster.bands
     nodata = None if coding.table else raster.nodata
-    return replace(raster, dtype=coding.dtype, bands=bands, nodata=nodata, coding=coding)
+    tags = raster.tags
+    if coding.table:
+        tags = tags_of_classes(tags, coding.table, coding.stored)
+    return replace(raster, dtype=coding.dtype, bands=bands, nodata=nodata, coding=coding, tags=tags)
 
 
 def check_same_grid(reference: Scene, other: Scene, kind: str = "image", factor: int = 1) -> None:

@@ -23,6 +23,8 @@ PART_OF_A_UNIT = 1e-3
 PLAIN = (1.0, 0.0)
 """The pair of a band that declares none."""
 NO_COLOUR = ("undefined", "gray")
+LAST_OF_A_PALETTE = 255
+"""The largest class for which outputs have a colour."""
 RGB = ("red", "green", "blue")
 WRITTEN_COLOURS = (
     *("gray", *RGB, "pan", "coastal", "rededge", "nir", "swir", "mwir", "lwir", "tir", "other_ir"),
@@ -134,6 +136,34 @@ def tags_of(bands: Sequence[Band], files: Mapping[str, BandTags]) -> BandTags:
         alone.palette if is_palette else (),
         alone.categories,
     )
+
+
+def tags_of_classes(
+    stored: BandTags, table: Sequence[tuple[tuple[int, ...], int]], dtype: str
+) -> BandTags:
+    """The tags of a label whose colours or values become the classes that a table gives them.
+
+    A class gets the colour that it is recoded from: of three bands that colour itself, of one band
+    that of its value in the palette of the file. The first of several counts.
+
+    >>> tags_of_classes(BandTags(), [((255, 0, 0), 1), ((0, 0, 255), 0)], "uint8").palette
+    ('0000ffff', 'ff0000ff')
+    """
+    colours: dict[int, str] = {}
+    names: dict[int, str] = {}
+    categories = dict(stored.categories)
+    for values, number in table:
+        colour = ""
+        if len(values) == 3 and dtype == "uint8":
+            colour = f"{bytes(values).hex()}ff"
+        elif len(values) == 1 and 0 <= values[0] < len(stored.palette):
+            colour = stored.palette[values[0]]
+        if colour and 0 <= number <= LAST_OF_A_PALETTE:
+            colours.setdefault(number, colour)
+        if len(values) == 1 and values[0] in categories:
+            names.setdefault(number, categories[values[0]])
+    palette = [colours.get(number, "000000ff") for number in range(max(colours, default=-1) + 1)]
+    return BandTags(palette=tuple(palette), categories=tuple(sorted(names.items())))
 
 
 def _usable(pair: Pair) -> Pair:
