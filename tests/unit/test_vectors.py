@@ -340,6 +340,17 @@ def test_files_without_a_system_say_how_to_give_one(tmp_path):
         open_labels(path, grid_at("EPSG:32633", 15, 50, 10))
 
 
+@pytest.mark.parametrize("undefined", [-1, 0])
+def test_what_a_geopackage_calls_undefined_is_no_system(tmp_path, undefined):
+    path = write(tmp_path / "f.gpkg", [box(14, 49, 16, 51)])
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE gpkg_contents SET srs_id = ?", [undefined])
+        file.execute("UPDATE gpkg_geometry_columns SET srs_id = ?", [undefined])
+    file.close()
+    with pytest.raises(InputError, match="f.gpkg has no CRS: give it one with"):
+        open_labels(path, HERE)
+
+
 def geojson(path, *geometries, **members):
     features = [
         {"type": "Feature", "properties": {"k": number}, "geometry": geometry}
@@ -425,6 +436,16 @@ def test_tile_counts_scenes_without_features(tmp_path):
     with pytest.warns(UserWarning, match="1 of 2 scenes has no feature: all background"):
         store = tile(config)
     assert store.sources["label"].classes == (0, 1)
+
+
+def test_one_parse_of_a_geojson_serves_all_scenes(tmp_path, monkeypatch):
+    path = geojson(tmp_path / "f.geojson", square(14.9), square(15), square(15.1))
+    read = pyogrio.raw.read
+    parsed = []
+    monkeypatch.setattr(pyogrio.raw, "read", lambda *a, **k: parsed.append(1) or read(*a, **k))
+    for longitude in (14.9, 15.0, 15.1):
+        assert whole(open_labels(path, grid_at("EPSG:32633", longitude, 50, 10))).any()
+    assert len(parsed) == 1
 
 
 # --- classes -------------------------------------------------------------------------------

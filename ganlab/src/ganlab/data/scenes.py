@@ -165,11 +165,8 @@ class VectorScene(Scene):
 
     attribute: str | None
     layer: str | None
-
-    @property
-    def empty(self) -> bool:
-        """Whether no feature lies on the scene: all its pixels are 0."""
-        return self._features().empty
+    empty: bool
+    """Whether no feature lies on the scene: all its pixels are 0."""
 
     def _read_inside(self, window: Window) -> tuple[Array, Bools]:
         values = self._features().burn(window, self.dtype)
@@ -295,9 +292,19 @@ def open_labels(
         return replace(_as_classes(raster, colours), ignore=tuple(ignore))
     if like.crs is None:
         raise InputError(f"{path} needs an image with a CRS to lie on; give raster labels")
-    dtype = features_on(path, like, attribute, layer).dtype
-    vector = VectorScene(Path(path).stem, path, like, dtype, ("class",), None, attribute, layer)
-    return replace(vector, ignore=tuple(ignore))
+    features = features_on(path, like, attribute, layer)
+    return VectorScene(
+        name=Path(path).stem,
+        file=path,
+        grid=like,
+        dtype=features.dtype,
+        bands=("class",),
+        nodata=None,
+        attribute=attribute,
+        layer=layer,
+        empty=features.empty,
+        ignore=tuple(ignore),
+    )
 
 
 def _as_classes(raster: RasterScene, colours: str | Path | None) -> RasterScene:

@@ -36,6 +36,8 @@ VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".zip")
 PARTS_OF_A_SHAPEFILE = (".dbf", ".shx", ".prj", ".cpg")
 HEAD_BYTES = 100_000
 """Where in a GeoJSON its CRS is looked for; GDAL writes it before the features."""
+UNDEFINED = '["Undefined '
+"""How a GeoPackage calls both systems that it keeps for files without one."""
 HEAVY = 2000
 """Vertices of a geometry from which on it is cut to a window before it is burned."""
 FARTHEST = 1e15
@@ -195,7 +197,7 @@ def _features_on(
     path: str, ages: tuple[int, ...], grid: Grid, attribute: str | None, layer: str | None
 ) -> Features:
     with _quiet(path):
-        described = _describe(path, layer)
+        described = _describe(path, ages, layer)
         reprojection.check_transformation(path, described.crs, grid)
         blocks = reprojection.blocks(grid, described.crs)
         if not blocks and described.bounds is not None:
@@ -219,7 +221,8 @@ def _features_on(
         ) from error
 
 
-def _describe(path: str, wanted: str | None) -> Layer:
+@lru_cache(maxsize=8)
+def _describe(path: str, ages: tuple[int, ...], wanted: str | None) -> Layer:
     pyogrio = _pyogrio(path)
     if not path.startswith(("/vsi", "zip:")) and not os.path.exists(path):
         raise InputError(f"{path} cannot be read as a vector file: there is no such file")
@@ -303,7 +306,7 @@ def _check_crs_member(path: str) -> None:
 
 
 def _crs(path: str, found: str | None) -> CRS:
-    if found is None:
+    if found is None or UNDEFINED in found:
         repair = "give it one with `ogr2ogr -a_srs`, or in QGIS with Assign projection"
         if path.lower().endswith(".shp"):
             beside = Path(path).with_suffix(".prj")
@@ -325,7 +328,11 @@ def _read_near(layer: Layer, blocks: list[Block], attribute: str | None) -> _Rea
     if not blocks or not layer.features:
         return _Read(np.zeros(0, object), np.zeros(0, np.int64), None)
     areas = [_moved(block.region, -turn) for block in blocks for turn in _turns(layer.crs)]
-    reads = [_read(layer, box, attribute) for box in _boxes_to_read(layer, areas)]
+    boxes = _boxes_to_read(layer, areas)
+    if boxes:
+        reads = [_read(layer.path, layer.name, attribute, box) for box in boxes]
+    else:
+        reads = [_read_whole(layer.path, _ages(layer.path), layer.name, attribute)]
     for read in reads:
         _check_missing(layer, read)
     ids = np.concatenate([read.ids for read in reads])
@@ -344,43 +351,48 @@ def _read_near(layer: Layer, blocks: list[Block], attribute: str | None) -> _Rea
     return read
 
 
-def _boxes_to_read(layer: Layer, areas: list[Box]) -> list[Box | None]:
-    """Where to read: None is everywhere."""
+def _boxes_to_read(layer: Layer, areas: list[Box]) -> list[Box]:
+    """Where to read; nothing means everywhere."""
     if layer.driver == "GeoJSON" or layer.bounds is None:
-        return [None]  # it lies in memory anyway
+        return []  # it lies in memory anyway
     if not np.isfinite(layer.bounds).all():
-        return [None]  # to name the feature that is damaged
+        return []  # to name the feature that is damaged
     turns = len(_turns(layer.crs))
-    boxes: list[Box | None] = []
+    boxes = []
     for turn in range(turns):
         lefts, bottoms, rights, tops = zip(*areas[turn::turns], strict=True)
         box = (min(lefts), min(bottoms), max(rights), max(tops))
         if _overlap(box, layer.bounds):
             boxes.append(box)
-    return boxes or [areas[0]]
+    return boxes or areas[:1]
 
 
-def _read(layer: Layer, box: Box | None, attribute: str | None) -> _Read:
-    pyogrio = _pyogrio(layer.path)
+@lru_cache(maxsize=1)
+def _read_whole(path: str, ages: tuple[int, ...], layer: str, attribute: str | None) -> _Read:
+    """All features: GeoJSON has no index, and often serves many scenes one after the other."""
+    return _read(path, layer, attribute, None)
+
+
+def _read(path: str, layer: str, attribute: str | None, box: Box | None) -> _Read:
     columns = [] if attribute is None else [attribute]
-    _, ids, geometry, values = pyogrio.raw.read(
-        layer.path, layer=layer.name, bbox=box, columns=columns, return_fids=True
+    _, ids, geometry, values = _pyogrio(path).raw.read(
+        path, layer=layer, bbox=box, columns=columns, return_fids=True
     )
     try:
         shapes = shapely.from_wkb(geometry)
     except shapely.errors.GEOSException:
         for number, one in zip(ids, geometry, strict=True):
-            _decode(layer, number, one)
+            _decode(path, number, one)
         raise
     return _Read(shapely.force_2d(shapes), ids, values[0] if values else None)
 
 
-def _decode(layer: Layer, number: int, geometry: bytes | None) -> None:
+def _decode(path: str, number: int, geometry: bytes | None) -> None:
     try:
         shapely.from_wkb(geometry)
     except shapely.errors.GEOSException as error:
         raise InputError(
-            f"{layer.path}: the geometry of feature {number} cannot be read ({error}): repair it "
+            f"{path}: the geometry of feature {number} cannot be read ({error}): repair it "
             "with Fix geometries in QGIS, or leave it out"
         ) from error
 
