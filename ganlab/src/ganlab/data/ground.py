@@ -1,11 +1,12 @@
 """Where tiles lie on the ground, so that the same ground is recognized in any scene.
 
 Scenes of one coordinate system lie in one plane, whatever their grids; scenes of different systems
-do if they overlap. Inside a plane every window becomes a box in pixels of the plane's first scene.
-Scenes without coordinates have a plane each, except for copies of one scene.
+do if they overlap. Inside a plane every window has an outline and a bounding box in pixels of one
+of its scenes, the reference: usually the first. Scenes without coordinates have a plane each,
+except that copies of another scene lie where that one does.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,20 +14,27 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from ganlab.data import systems
 from ganlab.errors import InputError
 
 TOLERANCE = 0.01
-"""Boxes that share less than this part of a pixel only touch: coordinates are rounded."""
+"""Windows that share less than this part of a pixel only touch: coordinates are rounded."""
 EDGE_POINTS = 8
 """Points along each edge of a window that are transformed to another system."""
-PERIODS = dict.fromkeys(("EPSG:4326", "OGC:CRS84", "EPSG:4258", "EPSG:4269"), 360.0)
-PERIODS["EPSG:3857"] = 40_075_016.685578488
-"""Systems in which one place has many coordinates, which differ by so much along x."""
+MOST_POINTS = 1000
+"""From so many points on they are not multiplied any more."""
 BULGE = 0.01
 """By this part of its width a box grows beyond transformed points: edges are curved there."""
+TEAR = 0.97
+"""An edge of a scene is torn apart by a transformation if a half of it stays so long."""
+LONG = 10.0
+"""Only edges so many times as long as the usual ones are looked at for that."""
+PAIRS = 100_000
+"""So many pairs of outlines are intersected at once."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Placed(Protocol):
@@ -64,15 +72,14 @@ class Windows:
     height: Ints
     width: Ints
 
-    def of(self, scene: int) -> "Windows":
-        """Those in one scene."""
-        inside = self.scene == scene
+    def of(self, numbers: Ints) -> "Windows":
+        """Those with some numbers."""
         return Windows(
-            self.scene[inside],
-            self.row[inside],
-            self.column[inside],
-            self.height[inside],
-            self.width[inside],
+            self.scene[numbers],
+            self.row[numbers],
+            self.column[numbers],
+            self.height[numbers],
+            self.width[numbers],
         )
 
 
@@ -85,16 +92,51 @@ def whole(scenes: Sequence[Placed]) -> Windows:
 
 
 @dataclass(frozen=True)
+class Footprints:
+    """The ground of some windows, in pixels of the references of their planes.
+
+    Attributes:
+        plane: the plane of each window, ``(n,)``.
+        box: left, top, right and bottom of its bounding box, ``(n, 4)``.
+        outline: the polygon itself where it is not the box, otherwise None, ``(n,)``.
+        is_box: where that is so, ``(n,)``.
+    """
+
+    plane: Ints
+    box: Floats
+    outline: npt.NDArray[Any]
+    is_box: Bools
+
+    def of(self, numbers: Ints) -> "Footprints":
+        """Those with some numbers."""
+        return Footprints(
+            self.plane[numbers], self.box[numbers], self.outline[numbers], self.is_box[numbers]
+        )
+
+    def polygons(self) -> npt.NDArray[Any]:
+        """All outlines, those that are boxes too."""
+        found = self.outline.copy()
+        found[self.is_box] = shapely.box(*self.box[self.is_box].T)
+        return found
+
+
+@dataclass(frozen=True)
 class Ground:
     """The planes of some scenes.
 
     Attributes:
-        scenes: the scenes.
+        scenes: the scenes; a copy without coordinates is replaced by what it is a copy of.
         plane: for each scene, the number of the first scene of its plane.
+        reference: for each scene, the number of the scene in whose pixels its plane is measured.
+        seam: for each scene, the least x of its plane, where the system repeats itself along x.
+        period: for each scene, the distance after which it does; NaN if it does not.
     """
 
     scenes: Sequence[Placed]
     plane: Ints
+    reference: Ints
+    seam: Floats
+    period: Floats
 
     @classmethod
     def of(cls, scenes: Sequence[Placed], content: Sequence[Hashable] | None = None) -> "Ground":
@@ -104,55 +146,99 @@ class Ground:
             scenes: the scenes.
             content: for each scene something that only copies of it share, or None; by it copies
                 are recognized where there are no coordinates.
+
+        Raises:
+            InputError: scenes in systems between which there is no transformation.
         """
-        contents = [None] * len(scenes) if content is None else list(content)
+        if content is not None:
+            scenes = _copies_replaced(scenes, content)
         plane = np.arange(len(scenes))
         first_of: dict[Hashable, int] = {}
         for number, scene in enumerate(scenes):
-            key: Hashable = ("system", scene.crs)
-            if scene.crs is None:
-                known = contents[number]
-                key = ("single", number) if known is None else ("copy", known)
+            key: Hashable = id(scene) if scene.crs is None else scene.crs
             plane[number] = first_of.setdefault(key, number)
-        ground = cls(scenes, plane)
-        return ground._joined() if len({s.crs for s in scenes if s.crs is not None}) > 1 else ground
+        if len({scene.crs for scene in scenes if scene.crs is not None}) > 1:
+            plane = _joined(scenes, plane)
+        return cls._measured(scenes, plane)
 
-    def _joined(self) -> "Ground":
-        """Planes of different systems become one where scenes of both overlap."""
-        plane = self.plane.copy()
-        spheres = [_sphere(scene) for scene in self.scenes]
-        for j in range(len(self.scenes)):
-            for i in range(j):
-                if plane[i] == plane[j] or not _may_meet(spheres[i], spheres[j]):
-                    continue
-                if _same_system(self.scenes[i], self.scenes[j]) or self._meet(i, j):
-                    older, newer = sorted((plane[i], plane[j]))
-                    plane[plane == newer] = older
-        return Ground(self.scenes, plane)
+    @classmethod
+    def _measured(cls, scenes: Sequence[Placed], plane: Ints) -> "Ground":
+        """Choose the reference of each plane, and where a plane that repeats itself begins."""
+        reference = plane.copy()
+        seam = np.full(len(scenes), np.nan)
+        period = np.full(len(scenes), np.nan)
+        for first in np.unique(plane).tolist():
+            members = np.flatnonzero(plane == first)
+            inside = [scenes[number] for number in members.tolist()]
+            chosen = _common_reference(inside)
+            reference[members] = members[chosen]
+            crs = inside[chosen].crs
+            # Alone, a scene is compared with nothing but itself.
+            distance = None if crs is None or len(inside) == 1 else systems.period(crs)
+            if distance is not None:
+                seam[members] = _seam(inside, inside[chosen], distance)
+                period[members] = distance
+        return cls(scenes, plane, reference, seam, period)
 
-    def _meet(self, i: int, j: int) -> bool:
-        pair = [self.scenes[i], self.scenes[j]]
-        boxes = Ground(pair, np.zeros(2, np.int64)).boxes(whole(pair))
-        return bool(overlap_area(boxes[:1], boxes[1:])[0] > 0)
+    def footprints(self, windows: Windows) -> Footprints:
+        """The ground of some windows.
 
-    def boxes(self, windows: Windows) -> Floats:
-        """Each window's bounding box ``(n, 4)``: left, top, right, bottom.
-
-        In pixels of the first scene of its plane, from that scene's upper left corner.
-
-        Raises:
-            InputError: the window's system cannot be transformed to that of the first scene.
+        Boxes of windows from other systems are a little larger than their outlines.
         """
-        boxes = np.empty((len(windows.scene), 4))
-        for number in np.unique(windows.scene).tolist():
-            scene = self.scenes[number]
-            reference = self.scenes[self.plane[number]]
-            boxes[windows.scene == number] = _boxes(scene, reference, windows.of(number))
-        return boxes
+        count = len(windows.scene)
+        boxes = np.empty((count, 4))
+        outlines = np.full(count, None, object)
+        is_box = np.empty(count, bool)
+        for number, inside in _by_scene(windows):
+            is_box[inside] = self._is_parallel(number)
+            points = EDGE_POINTS if self._is_bent(number) else 1
+            self._trace(number, windows, inside, points, boxes, outlines)
+        return Footprints(self.plane[windows.scene], boxes, outlines, is_box)
 
-    def planes(self, windows: Windows) -> Ints:
-        """The plane of each window, as the number of its first scene."""
-        return np.asarray(self.plane[windows.scene])
+    def _trace(
+        self,
+        number: int,
+        windows: Windows,
+        inside: Ints,
+        points: int,
+        boxes: Floats,
+        outlines: npt.NDArray[Any],
+    ) -> None:
+        """Fill in boxes and outlines of some windows of one scene.
+
+        Where so many points along an edge do not follow its curve, near a pole, more of them do.
+        """
+        columns, rows = _outlines(self.scenes[number], windows.of(inside), points)
+        columns, rows = self._in_reference(number, columns, rows)
+        boxes[inside] = _bounds(columns, rows, self._is_bent(number))
+        if not self._is_parallel(number):
+            outlines[inside] = _polygons(columns, rows)
+        if 1 < points < MOST_POINTS:
+            rough = inside[_is_rough(columns, rows, points)]
+            if len(rough):
+                self._trace(number, windows, rough, 8 * points, boxes, outlines)
+
+    def _is_bent(self, number: int) -> bool:
+        """Whether straight edges of a scene are curved in its plane."""
+        return _is_bent(self.scenes[number], self.scenes[self.reference[number]])
+
+    def _is_parallel(self, number: int) -> bool:
+        """Whether edges of a scene are parallel to rows and columns of its plane."""
+        return _is_parallel(self.scenes[number], self.scenes[self.reference[number]])
+
+    def _in_reference(self, number: int, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
+        """Pixels ``(n, points)`` of a scene as pixels of its plane's reference."""
+        scene = self.scenes[number]
+        if scene.crs is None:
+            return columns, rows
+        reference = self.scenes[self.reference[number]]
+        period = float(self.period[number])
+        xs, ys = _coordinates(scene, reference, columns, rows)
+        if not np.isnan(period):
+            middle = (xs.min(axis=1) + xs.max(axis=1)) / 2
+            turns = np.floor((middle - self.seam[number]) / period)
+            xs = xs - period * turns[:, None]
+        return _apply(_inverse(reference.transform), xs, ys)
 
 
 def overlap_area(boxes: Floats, others: Floats) -> Floats:
@@ -163,58 +249,144 @@ def overlap_area(boxes: Floats, others: Floats) -> Floats:
     return np.asarray(np.where((sides > TOLERANCE).all(axis=1), sides.prod(axis=1), 0.0))
 
 
-def overlapping_pairs(
-    planes: Ints, boxes: Floats, other_planes: Ints, other_boxes: Floats
-) -> tuple[Ints, Ints]:
-    """Numbers of all pairs of boxes of two lists that share ground."""
+def overlapping_pairs(some: Footprints, others: Footprints) -> tuple[Ints, Ints]:
+    """Numbers of all pairs of windows of two lists that share ground."""
     firsts: list[Ints] = []
     seconds: list[Ints] = []
-    for plane in np.intersect1d(planes, other_planes):
-        mine = np.flatnonzero(planes == plane)
-        theirs = np.flatnonzero(other_planes == plane)
-        tree = shapely.STRtree(shapely.box(*other_boxes[theirs].T))
-        first, second = tree.query(shapely.box(*boxes[mine].T), predicate="intersects")
+    for plane in np.intersect1d(some.plane, others.plane):
+        mine = np.flatnonzero(some.plane == plane)
+        theirs = np.flatnonzero(others.plane == plane)
+        tree = shapely.STRtree(shapely.box(*others.box[theirs].T))
+        first, second = tree.query(shapely.box(*some.box[mine].T), predicate="intersects")
         first, second = mine[first], theirs[second]
-        shared = overlap_area(boxes[first], other_boxes[second]) > 0
-        firsts.append(first[shared])
-        seconds.append(second[shared])
+        shared = overlap_area(some.box[first], others.box[second]) > 0
+        first, second = first[shared], second[shared]
+        for start in range(0, len(first), PAIRS):
+            part = slice(start, start + PAIRS)
+            shared = _outlines_overlap(some.of(first[part]), others.of(second[part]))
+            firsts.append(first[part][shared])
+            seconds.append(second[part][shared])
     empty = [np.empty(0, np.int64)]
     return np.concatenate(firsts or empty), np.concatenate(seconds or empty)
 
 
-def _boxes(scene: Placed, reference: Placed, windows: Windows) -> Floats:
+def _outlines_overlap(some: Footprints, others: Footprints) -> Bools:
+    """Whether windows share ground, line by line; their boxes do."""
+    found = np.ones(len(some.plane), bool)
+    look = np.flatnonzero(~(some.is_box & others.is_box))
+    if len(look):
+        shared = shapely.intersection(some.of(look).polygons(), others.of(look).polygons())
+        # Of a strip, twice the area is about its width times the length of its border.
+        found[look] = 2 * shapely.area(shared) > TOLERANCE * shapely.length(shared)
+    return found
+
+
+def _copies_replaced(scenes: Sequence[Placed], content: Sequence[Hashable]) -> list[Placed]:
+    """Scenes without coordinates replaced by what they are copies of, if that has some."""
+    original: dict[Hashable, Placed] = {}
+    for with_coordinates in (True, False):
+        for scene, known in zip(scenes, content, strict=True):
+            if known is not None and (scene.crs is not None) == with_coordinates:
+                original.setdefault(known, scene)
+    return [
+        original.get(known, scene) if scene.crs is None else scene
+        for scene, known in zip(scenes, content, strict=True)
+    ]
+
+
+def _by_scene(windows: Windows) -> Iterator[tuple[int, Ints]]:
+    """Each scene with the numbers of its windows."""
+    order = np.argsort(windows.scene, kind="stable")
+    scenes, starts = np.unique(windows.scene[order], return_index=True)
+    yield from zip(scenes.tolist(), np.split(order, starts[1:]), strict=True)
+
+
+def _is_bent(scene: Placed, reference: Placed) -> bool:
+    """Whether straight edges of the one are curved in the other."""
+    if scene.crs is None or reference.crs is None:
+        return False
+    return not systems.is_same(scene.crs, reference.crs)
+
+
+def _is_parallel(scene: Placed, reference: Placed) -> bool:
+    """Whether edges of the one are parallel to rows and columns of the other."""
+    if scene.crs is None:
+        return True
+    if _is_bent(scene, reference):
+        return False
+    corners = np.array([[0.0, scene.width, 0.0], [0.0, 0.0, scene.height]])
+    x, y = _apply(_inverse(reference.transform), *_apply(scene.transform, *corners))
+    sides = np.abs([[x[1] - x[0], y[1] - y[0]], [x[2] - x[0], y[2] - y[0]]])
+    return bool((sides.min(axis=1) <= TOLERANCE).all())
+
+
+def _outlines(scene: Placed, windows: Windows, points: int) -> tuple[Floats, Floats]:
+    """Columns and rows ``(n, 4 * points)`` around each window, ``points`` on each edge."""
     # What reaches over the scene's border was never measured.
     left = np.maximum(windows.column, 0)
     top = np.maximum(windows.row, 0)
     right = np.minimum(windows.column + windows.width, scene.width)
     bottom = np.minimum(windows.row + windows.height, scene.height)
-    along = np.linspace(0, 1, EDGE_POINTS + 1)
-    around = np.concatenate(
-        [
-            np.stack([along, np.zeros_like(along)]),
-            np.stack([along, np.ones_like(along)]),
-            np.stack([np.zeros_like(along), along]),
-            np.stack([np.ones_like(along), along]),
-        ],
-        axis=1,
-    )
-    columns = left[:, None] + (right - left)[:, None] * around[0]
-    rows = top[:, None] + (bottom - top)[:, None] * around[1]
-    if scene.crs is not None:
-        xs, ys = _apply(scene.transform, columns, rows)
-        same = _same_system(scene, reference)
-        if same:
-            xs = xs - _turns(scene, reference)
-        else:
-            xs, ys = _transformed(scene, reference, xs, ys)
-        columns, rows = _apply(_inverse(reference.transform), xs, ys)
+    across, down = _ring(points)
+    columns = left[:, None] + (right - left)[:, None] * across
+    rows = top[:, None] + (bottom - top)[:, None] * down
+    return columns, rows
+
+
+def _ring(count: int) -> tuple[Floats, Floats]:
+    """Points around a square of width 1, ``count`` on each edge, from its upper left corner."""
+    along = np.linspace(0, 1, count + 1)[:-1]
+    zeros = np.zeros(count)
+    across = np.concatenate([along, zeros + 1, 1 - along, zeros])
+    down = np.concatenate([zeros, along, zeros + 1, 1 - along])
+    return across, down
+
+
+def _coordinates(
+    scene: Placed, reference: Placed, columns: Floats, rows: Floats
+) -> tuple[Floats, Floats]:
+    """Pixels ``(n, points)`` as coordinates of the reference's system, each line connected."""
+    xs, ys = _apply(scene.transform, columns, rows)
+    if scene.crs is None or reference.crs is None or not _is_bent(scene, reference):
+        return xs, ys
+    xs, ys = systems.transformed(scene.crs, reference.crs, xs, ys)
+    if np.isnan(xs).any():
+        raise _not_expressed(scene, reference)
+    period = systems.period(reference.crs)
+    if period is not None:
+        xs = np.unwrap(xs, period=period, axis=1)
+    return xs, ys
+
+
+def _bounds(columns: Floats, rows: Floats, is_bent: bool) -> Floats:
+    """Bounding boxes ``(n, 4)`` of points ``(n, points)``."""
     low = np.stack([columns.min(axis=1), rows.min(axis=1)], axis=1)
     high = np.stack([columns.max(axis=1), rows.max(axis=1)], axis=1)
-    if scene.crs is not None and not same:
+    if is_bent:
         margin = BULGE * (high - low)
         low = low - margin
         high = high + margin
     return np.concatenate([low, high], axis=1)
+
+
+def _is_rough(columns: Floats, rows: Floats, points: int) -> Bools:
+    """Whether edges bulge between their points beyond half the margin of the box: ``(n,)``."""
+    corners = np.arange(0, 4 * points, points)
+    rough = np.zeros(len(columns), bool)
+    for values in (columns, rows):
+        second = np.roll(values, 1, axis=1) - 2 * values + np.roll(values, -1, axis=1)
+        second[:, corners] = 0
+        # Of a curve between two points, the height is an eighth of the second difference.
+        bulge = np.abs(second).max(axis=1) / 8
+        rough |= bulge > BULGE / 2 * (values.max(axis=1) - values.min(axis=1))
+    return rough
+
+
+def _polygons(columns: Floats, rows: Floats) -> npt.NDArray[Any]:
+    found = shapely.polygons(np.stack([columns, rows], axis=2))
+    valid = shapely.is_valid(found)
+    found[~valid] = shapely.make_valid(found[~valid])
+    return np.asarray(found)
 
 
 def _apply(transform: Sequence[float], columns: Any, rows: Any) -> tuple[Any, Any]:
@@ -235,77 +407,161 @@ def _inverse(transform: Sequence[float]) -> tuple[float, ...]:
     )
 
 
-def _turns(scene: Placed, reference: Placed) -> float:
-    """What to subtract from x so that the scene lies on the same side of the antimeridian."""
-    period = PERIODS.get(scene.crs or "")
-    if period is None:
-        return 0.0
-    middles = [_apply(s.transform, s.width / 2, s.height / 2)[0] for s in (scene, reference)]
-    return float(period * round((middles[0] - middles[1]) / period))
+def _seam(scenes: Sequence[Placed], reference: Placed, period: float) -> float:
+    """The least x of a plane that repeats itself, if possible where no scene lies.
+
+    It is opposite to the reference, unless some scene lies across that meridian.
+    """
+    middle_x, _ = _apply(reference.transform, reference.width / 2, reference.height / 2)
+    usual = float(middle_x - period / 2)
+    low = np.empty(len(scenes))
+    high = np.empty(len(scenes))
+    for number, scene in enumerate(scenes):
+        columns, rows = _outlines(scene, whole([scene]), EDGE_POINTS)
+        xs, _ = _coordinates(scene, reference, columns, rows)
+        low[number] = xs.min()
+        high[number] = xs.max()
+    turns = np.floor(((low + high) / 2 - usual) / period)
+    pixel = abs(reference.transform[0]) + abs(reference.transform[1])
+    beyond = np.maximum(usual - (low - period * turns), high - period * (turns + 1) - usual)
+    if beyond.max() <= TOLERANCE * pixel:
+        return usual
+    starts = (low - usual) % period
+    order = np.argsort(starts)
+    reached = np.maximum.accumulate((starts + high - low)[order])
+    gaps = np.append(starts[order][1:], starts.min() + period) - reached
+    widest = int(gaps.argmax())
+    if gaps[widest] < -TOLERANCE * pixel:
+        return usual
+    return float(usual + reached[widest] + gaps[widest] / 2)
 
 
-def _same_system(scene: Placed, other: Placed) -> bool:
-    if scene.crs == other.crs:
+def _joined(scenes: Sequence[Placed], plane: Ints) -> Ints:
+    """Planes of different systems become one where scenes of both overlap."""
+    plane = plane.copy()
+    middles, radii = _balls(scenes)
+    for j in range(len(scenes)):
+        distances = np.linalg.norm(middles[:j] - middles[j], axis=1)
+        near = (distances <= radii[:j] + radii[j]) & (plane[:j] != plane[j])
+        for i in np.flatnonzero(near).tolist():
+            if plane[i] != plane[j] and _meet(scenes[i], scenes[j]):
+                older, newer = sorted((plane[i], plane[j]))
+                plane[plane == newer] = older
+    return plane
+
+
+def _meet(one: Placed, other: Placed) -> bool:
+    """Whether two scenes with coordinates share ground, or may do so."""
+    if not _is_bent(one, other):
         return True
-    from rasterio.crs import CRS
-
-    return bool(CRS.from_user_input(scene.crs) == CRS.from_user_input(other.crs))
-
-
-def _transformed(scene: Placed, to: Placed, xs: Floats, ys: Floats) -> tuple[Floats, Floats]:
-    found = _transform(scene.crs, to.crs, xs, ys)
-    if found is None:
-        raise InputError(
-            f"scene {scene.name} ({scene.crs}) lies on ground that {to.crs}, the system of scene "
-            f"{to.name}, cannot express, so that common ground cannot be told: warp the scenes to "
-            "one system with gdalwarp -t_srs"
-        )
-    return found
+    for scene, reference in ((other, one), (one, other)):
+        found = _expressed(scene, reference)
+        if found is None:
+            continue
+        columns, rows = _apply(_inverse(reference.transform), *found)
+        box = _bounds(columns[None], rows[None], is_bent=True)
+        shifts = _repetitions(reference)
+        everything = np.array([0.0, 0.0, reference.width, reference.height])
+        shared = overlap_area(box + shifts, np.broadcast_to(everything, shifts.shape))
+        return bool((shared > 0).any())
+    raise _not_expressed(other, one)
 
 
-def _transform(source: Any, target: Any, xs: Floats, ys: Floats) -> tuple[Floats, Floats] | None:
-    """Coordinates in another system; None if there is no transformation or a point has none."""
-    # Scenes of one system, the usual case, need no rasterio.
-    from rasterio.crs import CRS
-    from rasterio.errors import RasterioError
-    from rasterio.warp import transform
+def _repetitions(reference: Placed) -> Floats:
+    """What to add to boxes in pixels of a scene ``(n, 4)`` to get the same ground again."""
+    period = None if reference.crs is None else systems.period(reference.crs)
+    if period is None:
+        return np.zeros((1, 4))
+    a, _, _, d, _, _ = _inverse(reference.transform)
+    turn = period * np.array([a, d, a, d])
+    return np.arange(-2, 3)[:, None] * turn
 
-    try:
-        systems = (CRS.from_user_input(source), CRS.from_user_input(target))
-        moved = np.array(transform(*systems, xs.ravel(), ys.ravel()))
-    except (RasterioError, ValueError, OSError):
+
+def _common_reference(scenes: Sequence[Placed]) -> int:
+    """The first scene of a plane in whose system all others can be expressed."""
+    candidates: dict[str | None, int] = {}
+    for number, scene in enumerate(scenes):
+        candidates.setdefault(scene.crs, number)
+    if len(candidates) == 1:
+        return 0
+    for number in candidates.values():
+        if all(_expressed(scene, scenes[number]) is not None for scene in scenes):
+            return number
+    wrong = next(scene for scene in scenes if _expressed(scene, scenes[0]) is None)
+    raise _not_expressed(wrong, scenes[0])
+
+
+def _expressed(scene: Placed, reference: Placed) -> tuple[Floats, Floats] | None:
+    """Points around a scene in the system of another ``(points,)``; None if that is impossible.
+
+    It is where a point has no place there, where the scene holds a pole that is no point there, or
+    where the other system has its border inside the scene.
+    """
+    across, down = _ring(2 * EDGE_POINTS)
+    columns = scene.width * np.append(across, 0.0)
+    rows = scene.height * np.append(down, 0.0)
+    xs, ys = _apply(scene.transform, columns, rows)
+    if scene.crs is None or reference.crs is None or not _is_bent(scene, reference):
+        return xs[:-1], ys[:-1]
+    xs, ys = systems.transformed(scene.crs, reference.crs, xs, ys)
+    if np.isnan(xs).any():
         return None
-    if not np.isfinite(moved).all():
+    period = systems.period(reference.crs)
+    if period is not None:
+        xs = np.unwrap(xs, period=period)
+        if abs(xs[-1] - xs[0]) > period / 2:
+            return None
+    # Every second point is halfway between its neighbours.
+    steps = np.hypot(np.diff(xs), np.diff(ys))
+    longer_half = np.maximum(steps[::2], steps[1::2])
+    edges = np.hypot(xs[2::2] - xs[:-2:2], ys[2::2] - ys[:-2:2])
+    is_torn = (longer_half > TEAR * edges) & (longer_half > LONG * np.median(steps))
+    if is_torn.any():
         return None
-    return moved[0].reshape(xs.shape), moved[1].reshape(ys.shape)
+    return xs[:-1], ys[:-1]
 
 
-def _sphere(scene: Placed) -> tuple[Floats, float] | None:
-    """Middle and radius of a ball around a scene, on an Earth of radius 1; None if unknown."""
-    if scene.crs is None:
-        return None
-    along = np.linspace(0, 1, 9)
-    columns, rows = np.meshgrid(along * scene.width, along * scene.height)
-    found = _transform(scene.crs, "EPSG:4326", *_apply(scene.transform, columns, rows))
-    if found is None:
-        return None
-    longitude = np.radians(found[0].ravel())
-    latitude = np.radians(found[1].ravel())
-    points = np.stack(
-        [
-            np.cos(latitude) * np.cos(longitude),
-            np.cos(latitude) * np.sin(longitude),
-            np.sin(latitude),
-        ],
-        axis=1,
+def _not_expressed(scene: Placed, reference: Placed) -> InputError:
+    return InputError(
+        f"scene {scene.name} ({_short(scene)}) lies on ground that the system of scene "
+        f"{reference.name} ({_short(reference)}) cannot express, so that common ground cannot be "
+        "told: warp the scenes to one system with gdalwarp -t_srs"
     )
-    middle = points.mean(axis=0)
-    radius = float(np.linalg.norm(points - middle, axis=1).max())
-    # Between the points the scene reaches at most a cell further.
-    return middle, 1.25 * radius
 
 
-def _may_meet(one: tuple[Floats, float] | None, other: tuple[Floats, float] | None) -> bool:
-    if one is None or other is None:
-        return False
-    return bool(np.linalg.norm(one[0] - other[0]) <= one[1] + other[1])
+def _short(scene: Placed) -> str:
+    """The name of its system: WKT fills a page."""
+    return str(scene.crs) if len(str(scene.crs)) <= 60 else f"{str(scene.crs)[:57]}..."
+
+
+def _balls(scenes: Sequence[Placed]) -> tuple[Floats, Floats]:
+    """Middles ``(n, 3)`` and radii ``(n,)`` of balls around scenes, on an Earth of radius 1.
+
+    Scenes without coordinates meet nothing; those whose place on Earth is unknown may meet all.
+    """
+    middles = np.zeros((len(scenes), 3))
+    radii = np.full(len(scenes), np.inf)
+    along = np.linspace(0, 1, EDGE_POINTS + 1)
+    for number, scene in enumerate(scenes):
+        if scene.crs is None:
+            radii[number] = np.nan
+            continue
+        columns, rows = np.meshgrid(along * scene.width, along * scene.height)
+        xs, ys = _apply(scene.transform, columns, rows)
+        longitude, latitude = systems.transformed(scene.crs, "EPSG:4326", xs, ys)
+        known = ~np.isnan(longitude)
+        if not known.any():
+            continue
+        points = _on_sphere(longitude[known], latitude[known])
+        middles[number] = points.mean(axis=0)
+        # Between the points the scene reaches at most a cell further.
+        radii[number] = 1.25 * np.linalg.norm(points - middles[number], axis=1).max()
+    return middles, radii
+
+
+def _on_sphere(longitude: Floats, latitude: Floats) -> Floats:
+    """Degrees ``(n,)`` as points ``(n, 3)`` of a ball of radius 1."""
+    east = np.radians(longitude)
+    north = np.radians(latitude)
+    points = [np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)]
+    return np.stack(points, axis=1)

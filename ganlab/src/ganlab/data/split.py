@@ -4,6 +4,8 @@ Ground is dealt, not scenes: square blocks of one grid, each wholly in one part 
 dates or groups cover it. A tile that reaches into blocks of different parts belongs to none.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +18,7 @@ from ganlab.config import SplitConfig
 from ganlab.data.ground import (
     TOLERANCE,
     Floats,
+    Footprints,
     Ground,
     Placed,
     Windows,
@@ -113,25 +116,29 @@ def split_tiles(
     if not tiles:
         none = np.empty(0, np.int64)
         return Split(none, none, none)
-    ordered = list(scenes.values())
-    windows = windows_of(tiles, list(scenes))
-    ground = Ground.of(ordered, contents(scenes, tiles))
-    boxes = ground.boxes(windows)
-    planes = ground.planes(windows)
     if config.by == "block":
-        touched = _touched_blocks(config, ground, boxes, planes, size)
+        touched = _touched_blocks(config, *_ground(scenes, tiles), size)
         part_of_tile = _deal(config, touched, {})
     else:
         pinned = _named_groups(config, tiles)
-        touched = _touched_groups(tiles)
-        part_of_tile = _deal(config, touched, pinned)
-        part_of_tile = _without_common_ground(config, part_of_tile, planes, boxes, ground, tiles)
+        part_of_tile = _deal(config, _touched_groups(tiles), pinned)
+        if config.overlap != "keep":
+            _, footprints = _ground(scenes, tiles)
+            part_of_tile = _without_common_ground(config, part_of_tile, footprints, tiles)
     return Split(
         np.flatnonzero(part_of_tile == TRAIN),
         np.flatnonzero(part_of_tile == VALIDATION),
         np.flatnonzero(part_of_tile == TEST),
         dropped=int((part_of_tile == DROPPED).sum()),
     )
+
+
+def _ground(
+    scenes: Mapping[str, Placed], tiles: Sequence[IndexedTile]
+) -> tuple[Ground, Footprints]:
+    """The ground of scenes, and where their tiles lie on it."""
+    ground = Ground.of(list(scenes.values()), contents(scenes, tiles))
+    return ground, ground.footprints(windows_of(tiles, list(scenes)))
 
 
 def empty_parts(split: Split, config: SplitConfig) -> str | None:
@@ -237,11 +244,12 @@ def _touched_groups(tiles: Sequence[IndexedTile]) -> _Touched:
 
 
 def _touched_blocks(
-    config: SplitConfig, ground: Ground, boxes: Floats, planes: Ints, size: int
+    config: SplitConfig, ground: Ground, footprints: Footprints, size: int
 ) -> _Touched:
     """Which blocks each tile reaches into; those of different planes are different ones."""
-    scenes = whole(ground.scenes)
-    scene_boxes = ground.boxes(scenes)
+    planes = footprints.plane
+    boxes = footprints.box
+    scene_boxes = ground.footprints(whole(ground.scenes)).box
     first = np.empty((len(boxes), 2), np.int64)
     last = np.empty((len(boxes), 2), np.int64)
     for plane in np.unique(planes).tolist():
@@ -470,19 +478,10 @@ def _counts(part_of_tile: Ints) -> Ints:
 
 
 def _without_common_ground(
-    config: SplitConfig,
-    parts: Ints,
-    planes: Ints,
-    boxes: Floats,
-    ground: Ground,
-    tiles: Sequence[IndexedTile],
+    config: SplitConfig, parts: Ints, footprints: Footprints, tiles: Sequence[IndexedTile]
 ) -> Ints:
-    """Refuse groups that share ground across parts, or leave out tiles, or keep all, as asked."""
-    if config.overlap == "keep":
-        return parts
-    first, second = overlapping_pairs(planes, boxes, planes, boxes)
-    across = (parts[first] < parts[second]) & (parts[first] != DROPPED)
-    first, second = first[across], second[across]
+    """Refuse groups that share ground across parts, or leave out tiles, as asked."""
+    first, second = _pairs_across(parts, footprints)
     if not len(first):
         return parts
     if config.overlap == "drop":
@@ -490,18 +489,33 @@ def _without_common_ground(
         parts = parts.copy()
         parts[first] = DROPPED
         return parts
-    raise InputError(_common_ground(first, second, boxes, tiles))
+    raise InputError(_common_ground(first, second, footprints, tiles))
 
 
-def _common_ground(first: Ints, second: Ints, boxes: Floats, tiles: Sequence[IndexedTile]) -> str:
+def _pairs_across(parts: Ints, footprints: Footprints) -> tuple[Ints, Ints]:
+    """All pairs of tiles that share ground and are in two parts, the earlier part first."""
+    firsts: list[Ints] = []
+    seconds: list[Ints] = []
+    for one, other in itertools.combinations(range(len(PARTS)), 2):
+        mine = np.flatnonzero(parts == one)
+        theirs = np.flatnonzero(parts == other)
+        first, second = overlapping_pairs(footprints.of(mine), footprints.of(theirs))
+        firsts.append(mine[first])
+        seconds.append(theirs[second])
+    return np.concatenate(firsts), np.concatenate(seconds)
+
+
+def _common_ground(
+    first: Ints, second: Ints, footprints: Footprints, tiles: Sequence[IndexedTile]
+) -> str:
     """Which scenes of different groups share ground, and how much of the smaller one."""
-    pairs: dict[tuple[str, str], int] = {}
-    for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        pair = (tiles[i].scene, tiles[j].scene)
-        pairs[pair] = pairs.get(pair, 0) + 1
-    one, other = max(pairs, key=lambda pair: pairs[pair])
+    pairs = Counter(
+        (tiles[i].scene, tiles[j].scene)
+        for i, j in zip(first.tolist(), second.tolist(), strict=True)
+    )
+    (one, other), _ = pairs.most_common(1)[0]
     groups = {tile.scene: tile.group for tile in tiles}
-    covered = [_covered(name, boxes, tiles) for name in (one, other)]
+    covered = [_covered(name, footprints, tiles) for name in (one, other)]
     smaller = min(area.area for area in covered)
     fraction = covered[0].intersection(covered[1]).area / smaller
     more = f" ({len(pairs) - 1} more pairs of scenes do)" if len(pairs) > 1 else ""
@@ -513,7 +527,7 @@ def _common_ground(first: Ints, second: Ints, boxes: Floats, tiles: Sequence[Ind
     )
 
 
-def _covered(scene: str, boxes: Floats, tiles: Sequence[IndexedTile]) -> shapely.Geometry:
+def _covered(scene: str, footprints: Footprints, tiles: Sequence[IndexedTile]) -> shapely.Geometry:
     """The ground under a scene's tiles."""
-    inside = [i for i, tile in enumerate(tiles) if tile.scene == scene]
-    return shapely.union_all(shapely.box(*boxes[inside].T))
+    inside = np.array([i for i, tile in enumerate(tiles) if tile.scene == scene])
+    return shapely.union_all(footprints.of(inside).polygons())

@@ -161,9 +161,7 @@ def on_trained_ground(store: TileStore, numbers: Ints, trained: Sequence[Trained
     ground = Ground.of(scenes, same_picture)
     here = windows_of(tiles, list(store.scenes))
     there = _windows(trained, first=len(store.scenes))
-    pairs = overlapping_pairs(
-        ground.planes(here), ground.boxes(here), ground.planes(there), ground.boxes(there)
-    )
+    pairs = overlapping_pairs(ground.footprints(here), ground.footprints(there))
     seen = np.zeros(len(numbers), bool)
     seen[pairs[0]] = True
     known = {checksum for scene in trained for checksum in scene.checksums}
