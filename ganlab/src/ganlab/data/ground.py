@@ -186,59 +186,78 @@ class Ground:
         Boxes of windows from other systems are a little larger than their outlines.
         """
         count = len(windows.scene)
-        boxes = np.empty((count, 4))
-        outlines = np.full(count, None, object)
-        is_box = np.empty(count, bool)
-        for number, inside in _by_scene(windows):
-            is_box[inside] = self._is_parallel(number)
-            points = EDGE_POINTS if self._is_bent(number) else 1
-            self._trace(number, windows, inside, points, boxes, outlines)
-        return Footprints(self.plane[windows.scene], boxes, outlines, is_box)
+        bent = np.array([self._is_bent(number) for number in range(len(self.scenes))], bool)
+        is_box = self._are_parallel(bent)[windows.scene]
+        found = Footprints(
+            self.plane[windows.scene], np.empty((count, 4)), np.full(count, None, object), is_box
+        )
+        self._trace(found, windows, np.flatnonzero(~bent[windows.scene]), 1)
+        from_afar = np.flatnonzero(bent[windows.scene])
+        for _, inside in grouped(windows.scene[from_afar]):
+            self._trace(found, windows, from_afar[inside], EDGE_POINTS)
+        return found
 
-    def _trace(
-        self,
-        number: int,
-        windows: Windows,
-        inside: Ints,
-        points: int,
-        boxes: Floats,
-        outlines: npt.NDArray[Any],
-    ) -> None:
-        """Fill in boxes and outlines of some windows of one scene.
+    def _trace(self, found: Footprints, windows: Windows, inside: Ints, points: int) -> None:
+        """Fill in the footprints of some windows, by so many points along each edge.
 
-        Where so many points along an edge do not follow its curve, near a pole, more of them do.
+        With several points, all windows are of one scene from another system. Where they do not
+        follow the curve of the edges, near a pole, more of them do.
         """
-        columns, rows = _outlines(self.scenes[number], windows.of(inside), points)
-        columns, rows = self._in_reference(number, columns, rows)
-        boxes[inside] = _bounds(columns, rows, self._is_bent(number))
-        if not self._is_parallel(number):
-            outlines[inside] = _polygons(columns, rows)
+        if not len(inside):
+            return
+        scenes = windows.scene[inside]
+        widths = np.array([scene.width for scene in self.scenes], np.int64)[scenes]
+        heights = np.array([scene.height for scene in self.scenes], np.int64)[scenes]
+        columns, rows = _outlines(windows.of(inside), widths, heights, points)
+        columns, rows = self._in_reference(scenes, columns, rows, is_bent=points > 1)
+        found.box[inside] = _bounds(columns, rows, is_bent=points > 1)
+        turned = np.flatnonzero(~found.is_box[inside])
+        found.outline[inside[turned]] = _polygons(columns[turned], rows[turned])
         if 1 < points < MOST_POINTS:
-            rough = inside[_is_rough(columns, rows, points)]
-            if len(rough):
-                self._trace(number, windows, rough, 8 * points, boxes, outlines)
+            rough = _is_rough(columns, rows, points)
+            self._trace(found, windows, inside[rough], 8 * points)
 
     def _is_bent(self, number: int) -> bool:
         """Whether straight edges of a scene are curved in its plane."""
         return _is_bent(self.scenes[number], self.scenes[self.reference[number]])
 
-    def _is_parallel(self, number: int) -> bool:
-        """Whether edges of a scene are parallel to rows and columns of its plane."""
-        return _is_parallel(self.scenes[number], self.scenes[self.reference[number]])
+    def _are_parallel(self, bent: Bools) -> Bools:
+        """Whether edges of scenes are parallel to rows and columns of their planes."""
+        transforms = _transforms(self.scenes)
+        widths = np.array([scene.width for scene in self.scenes], float)
+        heights = np.array([scene.height for scene in self.scenes], float)
+        inverse = _inverse(transforms[:, self.reference])
+        x, y = _apply(inverse, *_apply(transforms, 0 * widths, 0 * heights))
+        right_x, right_y = _apply(inverse, *_apply(transforms, widths, 0 * heights))
+        low_x, low_y = _apply(inverse, *_apply(transforms, 0 * widths, heights))
+        along_rows = np.minimum(np.abs(right_x - x), np.abs(right_y - y))
+        along_columns = np.minimum(np.abs(low_x - x), np.abs(low_y - y))
+        return np.asarray(~bent & (np.maximum(along_rows, along_columns) <= TOLERANCE))
 
-    def _in_reference(self, number: int, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
-        """Pixels ``(n, points)`` of a scene as pixels of its plane's reference."""
-        scene = self.scenes[number]
-        if scene.crs is None:
-            return columns, rows
-        reference = self.scenes[self.reference[number]]
-        period = float(self.period[number])
-        xs, ys = _coordinates(scene, reference, columns, rows)
-        if not np.isnan(period):
-            middle = (xs.min(axis=1) + xs.max(axis=1)) / 2
-            turns = np.floor((middle - self.seam[number]) / period)
-            xs = xs - period * turns[:, None]
-        return _apply(_inverse(reference.transform), xs, ys)
+    def _in_reference(
+        self, scenes: Ints, columns: Floats, rows: Floats, is_bent: bool
+    ) -> tuple[Floats, Floats]:
+        """Pixels ``(n, points)`` of scenes ``(n,)`` as pixels of their planes' references."""
+        transforms = _transforms(self.scenes)
+        xs, ys = _apply(transforms[:, scenes, None], columns, rows)
+        if is_bent:
+            number = int(scenes[0])
+            reference = self.scenes[self.reference[number]]
+            xs, ys = _transformed(self.scenes[number], reference, xs, ys)
+        middles = (xs.min(axis=1) + xs.max(axis=1)) / 2
+        turns = np.floor((middles - self.seam[scenes]) / self.period[scenes])
+        repeats = np.isfinite(turns)
+        xs[repeats] -= (self.period[scenes] * turns)[repeats, None]
+        return _apply(_inverse(transforms[:, self.reference[scenes], None]), xs, ys)
+
+
+def grouped(values: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each value with the places where it stands, ascending."""
+    if not len(values):
+        return
+    order = np.argsort(values, kind="stable")
+    found, starts = np.unique(values[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def overlap_area(boxes: Floats, others: Floats) -> Floats:
@@ -253,9 +272,9 @@ def overlapping_pairs(some: Footprints, others: Footprints) -> tuple[Ints, Ints]
     """Numbers of all pairs of windows of two lists that share ground."""
     firsts: list[Ints] = []
     seconds: list[Ints] = []
-    for plane in np.intersect1d(some.plane, others.plane):
-        mine = np.flatnonzero(some.plane == plane)
-        theirs = np.flatnonzero(others.plane == plane)
+    of_others = dict(grouped(others.plane))
+    for plane, mine in grouped(some.plane):
+        theirs = of_others.get(plane, np.empty(0, np.int64))
         tree = shapely.STRtree(shapely.box(*others.box[theirs].T))
         first, second = tree.query(shapely.box(*some.box[mine].T), predicate="intersects")
         first, second = mine[first], theirs[second]
@@ -294,13 +313,6 @@ def _copies_replaced(scenes: Sequence[Placed], content: Sequence[Hashable]) -> l
     ]
 
 
-def _by_scene(windows: Windows) -> Iterator[tuple[int, Ints]]:
-    """Each scene with the numbers of its windows."""
-    order = np.argsort(windows.scene, kind="stable")
-    scenes, starts = np.unique(windows.scene[order], return_index=True)
-    yield from zip(scenes.tolist(), np.split(order, starts[1:]), strict=True)
-
-
 def _is_bent(scene: Placed, reference: Placed) -> bool:
     """Whether straight edges of the one are curved in the other."""
     if scene.crs is None or reference.crs is None:
@@ -308,25 +320,23 @@ def _is_bent(scene: Placed, reference: Placed) -> bool:
     return not systems.is_same(scene.crs, reference.crs)
 
 
-def _is_parallel(scene: Placed, reference: Placed) -> bool:
-    """Whether edges of the one are parallel to rows and columns of the other."""
-    if scene.crs is None:
-        return True
-    if _is_bent(scene, reference):
-        return False
-    corners = np.array([[0.0, scene.width, 0.0], [0.0, 0.0, scene.height]])
-    x, y = _apply(_inverse(reference.transform), *_apply(scene.transform, *corners))
-    sides = np.abs([[x[1] - x[0], y[1] - y[0]], [x[2] - x[0], y[2] - y[0]]])
-    return bool((sides.min(axis=1) <= TOLERANCE).all())
+def _transforms(scenes: Sequence[Placed]) -> Floats:
+    """Affine coefficients ``(6, n)``; pixels stay pixels where there are no coordinates."""
+    none = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    return np.array([none if s.crs is None else s.transform[:6] for s in scenes]).T
 
 
-def _outlines(scene: Placed, windows: Windows, points: int) -> tuple[Floats, Floats]:
-    """Columns and rows ``(n, 4 * points)`` around each window, ``points`` on each edge."""
-    # What reaches over the scene's border was never measured.
+def _outlines(
+    windows: Windows, widths: Ints | int, heights: Ints | int, points: int
+) -> tuple[Floats, Floats]:
+    """Columns and rows ``(n, 4 * points)`` around each window, ``points`` on each edge.
+
+    Widths and heights are those of the scenes: what reaches beyond was never measured.
+    """
     left = np.maximum(windows.column, 0)
     top = np.maximum(windows.row, 0)
-    right = np.minimum(windows.column + windows.width, scene.width)
-    bottom = np.minimum(windows.row + windows.height, scene.height)
+    right = np.minimum(windows.column + windows.width, widths)
+    bottom = np.minimum(windows.row + windows.height, heights)
     across, down = _ring(points)
     columns = left[:, None] + (right - left)[:, None] * across
     rows = top[:, None] + (bottom - top)[:, None] * down
@@ -342,11 +352,8 @@ def _ring(count: int) -> tuple[Floats, Floats]:
     return across, down
 
 
-def _coordinates(
-    scene: Placed, reference: Placed, columns: Floats, rows: Floats
-) -> tuple[Floats, Floats]:
-    """Pixels ``(n, points)`` as coordinates of the reference's system, each line connected."""
-    xs, ys = _apply(scene.transform, columns, rows)
+def _transformed(scene: Placed, reference: Placed, xs: Floats, ys: Floats) -> tuple[Floats, Floats]:
+    """Coordinates ``(n, points)`` in the reference's system, each line connected."""
     if scene.crs is None or reference.crs is None or not _is_bent(scene, reference):
         return xs, ys
     xs, ys = systems.transformed(scene.crs, reference.crs, xs, ys)
@@ -389,12 +396,12 @@ def _polygons(columns: Floats, rows: Floats) -> npt.NDArray[Any]:
     return np.asarray(found)
 
 
-def _apply(transform: Sequence[float], columns: Any, rows: Any) -> tuple[Any, Any]:
+def _apply(transform: Any, columns: Any, rows: Any) -> tuple[Any, Any]:
     a, b, c, d, e, f = transform[:6]
     return a * columns + b * rows + c, d * columns + e * rows + f
 
 
-def _inverse(transform: Sequence[float]) -> tuple[float, ...]:
+def _inverse(transform: Any) -> tuple[Any, ...]:
     a, b, c, d, e, f = transform[:6]
     determinant = a * e - b * d
     return (
@@ -417,8 +424,9 @@ def _seam(scenes: Sequence[Placed], reference: Placed, period: float) -> float:
     low = np.empty(len(scenes))
     high = np.empty(len(scenes))
     for number, scene in enumerate(scenes):
-        columns, rows = _outlines(scene, whole([scene]), EDGE_POINTS)
-        xs, _ = _coordinates(scene, reference, columns, rows)
+        columns, rows = _outlines(whole([scene]), scene.width, scene.height, EDGE_POINTS)
+        xs, ys = _apply(scene.transform, columns, rows)
+        xs, _ = _transformed(scene, reference, xs, ys)
         low[number] = xs.min()
         high[number] = xs.max()
     turns = np.floor(((low + high) / 2 - usual) / period)

@@ -22,6 +22,7 @@ from ganlab.data.ground import (
     Ground,
     Placed,
     Windows,
+    grouped,
     overlapping_pairs,
     whole,
 )
@@ -252,13 +253,13 @@ def _touched_blocks(
     scene_boxes = ground.footprints(whole(ground.scenes)).box
     first = np.empty((len(boxes), 2), np.int64)
     last = np.empty((len(boxes), 2), np.int64)
-    for plane in np.unique(planes).tolist():
-        inside = planes == plane
+    extents = dict(grouped(ground.plane))
+    for plane, inside in grouped(planes):
         width = float(4 * size if config.block is None else config.block)
         widest = (boxes[inside, 2:] - boxes[inside, :2]).max() / size
         if widest > UNLIKE_SIZE:  # coarser scenes: a block still holds whole tiles of theirs
             width *= widest
-        extent = scene_boxes[ground.plane == plane]
+        extent = scene_boxes[extents[plane]]
         first[inside], last[inside] = _block_range(
             boxes[inside], width, extent[:, :2].min(axis=0), extent[:, 2:].max(axis=0)
         )
