@@ -31,7 +31,13 @@ from ganlab.data.batches import Batch, Batches, DataSpec, Tiles
 from ganlab.data.sizes import readable_size, same_size
 from ganlab.data.split import Split
 from ganlab.data.store import TileStore, check_same_scales, rgb_bands
-from ganlab.data.trained import fingerprint, on_trained_ground, open_tiles, read_trained
+from ganlab.data.trained import (
+    fingerprint,
+    on_trained_ground,
+    open_tiles,
+    read_trained,
+    recognized_by_name,
+)
 from ganlab.distributions import (
     bootstrap_interval,
     draws,
@@ -107,7 +113,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     ignore = config.ignore_scale_tags
     check_same_scales(task.spec.sources, store.sources, run, store.path, ignore)
     _compare_pixel_sizes(store, task.spec)
-    unseen, left_out = _unseen(config, run, about["fingerprint"], store, split)
+    unseen, left_out = _unseen(config, run, about.get("fingerprint"), store, split)
     tiles = _some(unseen, config.limit)
     device = next(task.parameters()).device
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False, device=device)
@@ -158,7 +164,7 @@ def table(result: Mapping[str, Any], columns: int = 7) -> str:
 
 
 def _unseen(
-    config: EvaluateConfig, run: Path, known: dict[str, str], store: TileStore, split: Split
+    config: EvaluateConfig, run: Path, known: object, store: TileStore, split: Split
 ) -> tuple[Tiles, int]:
     """The tiles of the asked part that were not trained on, and how many were left out.
 
@@ -170,18 +176,23 @@ def _unseen(
         return tiles, 0
     own, inherited = read_trained(run)
     is_same = fingerprint(store, split) == known
-    seen = on_trained_ground(store, tiles, inherited if is_same else [*own, *inherited])
+    trained = inherited if is_same else [*own, *inherited]
+    seen = on_trained_ground(store, tiles, trained)
     unseen = tiles[~seen]
+    by_name = recognized_by_name(store, trained)
+    note = ""
+    if by_name:
+        note = f" (without coordinates, {by_name[0]} is taken for the scene of that name)"
     if len(unseen) == 0:
         raise InputError(
             f"{store.path}: all {len(tiles)} {config.split} tiles lie on ground that {run} was "
-            "trained on; tile other ground"
+            f"trained on{note}; tile other ground"
         )
     if not is_same:
         warnings.warn(
             f"{store.path} holds other tiles, or deals them otherwise, than {run} began with: of "
             f"{len(tiles)} {config.split} tiles {int(seen.sum())} lie on ground that it was "
-            f"trained on and are left out, {len(unseen)} are measured",
+            f"trained on and are left out{note}, {len(unseen)} are measured",
             stacklevel=3,
         )
     elif seen.any():

@@ -18,7 +18,8 @@ from ganlab.data import systems
 from ganlab.errors import InputError
 
 TOLERANCE = 0.01
-"""Windows that share less than this part of a pixel only touch: coordinates are rounded."""
+"""Windows that share less than this part of a pixel, or of the smaller window if that is less than
+a pixel, only touch: coordinates are rounded."""
 EDGE_POINTS = 8
 """Points along each edge of a window that are transformed to another system."""
 MOST_POINTS = 1000
@@ -265,7 +266,15 @@ def overlap_area(boxes: Floats, others: Floats) -> Floats:
     low = np.maximum(boxes[:, :2], others[:, :2])
     high = np.minimum(boxes[:, 2:], others[:, 2:])
     sides = high - low
-    return np.asarray(np.where((sides > TOLERANCE).all(axis=1), sides.prod(axis=1), 0.0))
+    # Windows of much finer scenes may be less than a pixel wide.
+    smaller = np.minimum(least_side(boxes), least_side(others))
+    enough = TOLERANCE * np.minimum(smaller, 1)
+    return np.asarray(np.where((sides > enough[:, None]).all(axis=1), sides.prod(axis=1), 0.0))
+
+
+def least_side(boxes: Floats) -> Floats:
+    """The shorter of width and height of each box."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).min(axis=1))
 
 
 def overlapping_pairs(some: Footprints, others: Footprints) -> tuple[Ints, Ints]:
@@ -295,8 +304,10 @@ def _outlines_overlap(some: Footprints, others: Footprints) -> Bools:
     look = np.flatnonzero(~(some.is_box & others.is_box))
     if len(look):
         shared = shapely.intersection(some.of(look).polygons(), others.of(look).polygons())
+        smaller = np.minimum(least_side(some.box[look]), least_side(others.box[look]))
         # Of a strip, twice the area is about its width times the length of its border.
-        found[look] = 2 * shapely.area(shared) > TOLERANCE * shapely.length(shared)
+        enough = TOLERANCE * np.minimum(smaller, 1) * shapely.length(shared)
+        found[look] = 2 * shapely.area(shared) > enough
     return found
 
 

@@ -23,6 +23,7 @@ from ganlab.data.ground import (
     Placed,
     Windows,
     grouped,
+    least_side,
     overlapping_pairs,
     whole,
 )
@@ -260,21 +261,26 @@ def _touched_blocks(
         if widest > UNLIKE_SIZE:  # coarser scenes: a block still holds whole tiles of theirs
             width *= widest
         extent = scene_boxes[extents[plane]]
+        # Pixels of finer scenes are smaller than those of the plane.
+        tolerance = TOLERANCE * np.minimum(least_side(boxes[inside]) / size, 1)
         first[inside], last[inside] = _block_range(
-            boxes[inside], width, extent[:, :2].min(axis=0), extent[:, 2:].max(axis=0)
+            boxes[inside], tolerance, width, extent[:, :2].min(axis=0), extent[:, 2:].max(axis=0)
         )
     return _as_pairs(planes, first, last)
 
 
-def _block_range(boxes: Floats, width: float, low: Floats, high: Floats) -> tuple[Ints, Ints]:
+def _block_range(
+    boxes: Floats, tolerance: Floats, width: float, low: Floats, high: Floats
+) -> tuple[Ints, Ints]:
     """First and last block of each box along x and y, counted from the plane's origin.
 
-    ``low`` and ``high`` are the ends of all its scenes.
+    Boxes that reach into a block by less than their ``tolerance`` only touch it; ``low`` and
+    ``high`` are the ends of all scenes.
     """
     lowest = np.rint(low / width)
     highest = np.maximum(np.rint(high / width) - 1, lowest)
-    first = np.floor((boxes[:, :2] + TOLERANCE) / width)
-    last = np.ceil((boxes[:, 2:] - TOLERANCE) / width) - 1
+    first = np.floor((boxes[:, :2] + tolerance[:, None]) / width)
+    last = np.ceil((boxes[:, 2:] - tolerance[:, None]) / width) - 1
     inside_first = np.clip(first, lowest, highest).astype(np.int64)
     inside_last = np.clip(last, lowest, highest).astype(np.int64)
     return inside_first, np.maximum(inside_first, inside_last)

@@ -6,8 +6,9 @@ with tiles of any store, grown, renamed or made anew, so that none is taken for 
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ import numpy.typing as npt
 
 from ganlab.config import from_dict, to_dict
 from ganlab.data.ground import Ground, Placed, Windows, overlapping_pairs
-from ganlab.data.split import PARTS, Split, windows_of
-from ganlab.data.store import TileStore
+from ganlab.data.split import PARTS, Split, contents, windows_of
+from ganlab.data.store import Tile, TileStore
 from ganlab.errors import InputError
 from ganlab.files import replace_text
 
 FILE = "ground.json"
 """Name of the file in a run directory."""
+
+LARGEST = 2**40
+"""No scene has so many rows or columns; greater numbers would overflow."""
+ROUNDING = 1e-6
+"""By this part of a pixel products of sizes are inexact."""
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -47,7 +53,7 @@ class TrainedScene:
     columns: tuple[int, ...]
     """First column of each tile."""
     checksums: tuple[str, ...]
-    """Of each tile, where there are no coordinates to recognize it by."""
+    """Of each tile, to recognize it where there are no coordinates."""
 
 
 def open_tiles(run: Path, recorded: str, given: Path | str | None) -> TileStore:
@@ -87,27 +93,25 @@ def fingerprint(store: TileStore, split: Split) -> dict[str, str]:
 
 def trained_scenes(store: TileStore, numbers: Ints) -> list[TrainedScene]:
     """The ground of some tiles, scene by scene."""
-    chosen = [store.tiles[number] for number in numbers.tolist()]
-    found = []
-    for scene in store.scenes.values():
-        tiles = [tile for tile in chosen if tile.scene == scene.name]
-        if not tiles:
-            continue
-        checksums = tuple(tile.checksum for tile in tiles) if scene.crs is None else ()
-        found.append(
-            TrainedScene(
-                scene.name,
-                scene.crs,
-                scene.transform,
-                scene.width,
-                scene.height,
-                store.size,
-                tuple(tile.row for tile in tiles),
-                tuple(tile.column for tile in tiles),
-                checksums,
-            )
+    chosen: dict[str, list[Tile]] = {}
+    for number in numbers.tolist():
+        tile = store.tiles[number]
+        chosen.setdefault(tile.scene, []).append(tile)
+    return [
+        TrainedScene(
+            scene.name,
+            scene.crs,
+            scene.transform,
+            scene.width,
+            scene.height,
+            store.size,
+            tuple(tile.row for tile in chosen[scene.name]),
+            tuple(tile.column for tile in chosen[scene.name]),
+            tuple(tile.checksum for tile in chosen[scene.name]),
         )
-    return found
+        for scene in store.scenes.values()
+        if scene.name in chosen
+    ]
 
 
 def write_trained(
@@ -132,7 +136,7 @@ def read_trained(run: Path) -> tuple[list[TrainedScene], list[TrainedScene]]:
         record: Any = json.loads(path.read_text(encoding="utf-8"))
         own = [_scene(values) for values in record["own"]]
         inherited = [_scene(values) for values in record["inherited"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read ({error}); without it nobody can tell which ground the run "
             "was trained on"
@@ -142,45 +146,94 @@ def read_trained(run: Path) -> tuple[list[TrainedScene], list[TrainedScene]]:
 
 def _scene(values: Any) -> TrainedScene:
     scene = from_dict(TrainedScene, values)
-    lengths = {len(scene.rows), len(scene.columns), len(scene.checksums or scene.rows)}
-    if len(scene.transform) != 6 or len(lengths) != 1 or scene.size < 1:
-        raise InputError(f"scene {scene.name} does not agree with itself")
+    if len(scene.transform) != 6 or not all(map(math.isfinite, scene.transform)):
+        raise InputError(f"scene {scene.name} has the transform {scene.transform}")
+    a, b, _, d, e, _ = scene.transform
+    if a * e == b * d:
+        raise InputError(f"scene {scene.name} has pixels without a size: {scene.transform}")
+    if len({len(scene.rows), len(scene.columns), len(scene.checksums)}) != 1:
+        raise InputError(f"scene {scene.name} has rows, columns and checksums of unlike number")
+    if min(scene.size, scene.width, scene.height) < 1:
+        raise InputError(f"scene {scene.name} or its tiles are empty")
+    numbers = (*scene.rows, *scene.columns, scene.size, scene.width, scene.height)
+    if max(map(abs, numbers)) > LARGEST:
+        raise InputError(f"scene {scene.name} has numbers beyond {LARGEST} pixels")
     return scene
 
 
 def on_trained_ground(store: TileStore, numbers: Ints, trained: Sequence[TrainedScene]) -> Bools:
     """Which tiles share ground with what was trained on: ``(n,)``.
 
-    Scenes without coordinates are recognized by their names and sizes, their tiles by checksums.
+    Where one of two scenes has no coordinates, they are one if their names are the same, and their
+    tiles if the checksums are.
+
+    Raises:
+        InputError: scenes in systems between which there is no transformation.
     """
     if not trained or not len(numbers):
         return np.zeros(len(numbers), bool)
     tiles = [store.tiles[number] for number in numbers.tolist()]
     scenes: list[Placed] = [*store.scenes.values(), *trained]
-    same_picture = [(scene.name, scene.width, scene.height) for scene in scenes]
-    ground = Ground.of(scenes, same_picture)
-    here = windows_of(tiles, list(store.scenes))
-    there = _windows(trained, first=len(store.scenes))
-    pairs = overlapping_pairs(ground.footprints(here), ground.footprints(there))
+    known = [*contents(store.scenes, store.tiles), *[None] * len(trained)]
+    ground = Ground.of(scenes, known)
+    here = ground.footprints(windows_of(tiles, list(store.scenes)))
+    there = ground.footprints(_windows(store, trained))
     seen = np.zeros(len(numbers), bool)
-    seen[pairs[0]] = True
-    known = {checksum for scene in trained for checksum in scene.checksums}
-    copies: Bools = np.array([tile.checksum in known for tile in tiles])
-    return np.logical_or(seen, copies)
+    seen[overlapping_pairs(here, there)[0]] = True
+    return np.logical_or(seen, _copies(store, tiles, trained))
 
 
-def _windows(trained: Sequence[TrainedScene], first: int) -> Windows:
-    """The trained tiles; their scenes are numbered from ``first`` on."""
-
-    def joined(parts: Iterable[npt.ArrayLike]) -> Ints:
-        return np.concatenate([np.asarray(part, np.int64) for part in parts])
-
-    counts = [len(scene.rows) for scene in trained]
-    sizes = np.repeat([scene.size for scene in trained], counts)
-    return Windows(
-        np.repeat(np.arange(first, first + len(trained)), counts),
-        joined(scene.rows for scene in trained),
-        joined(scene.columns for scene in trained),
-        sizes,
-        sizes,
+def _copies(store: TileStore, tiles: Sequence[Tile], trained: Sequence[TrainedScene]) -> Bools:
+    """Which tiles hold the same pixels as trained ones, as far as coordinates do not decide."""
+    everything = {checksum for scene in trained for checksum in scene.checksums}
+    unplaced = {checksum for scene in trained if scene.crs is None for checksum in scene.checksums}
+    has_place = {name: scene.crs is not None for name, scene in store.scenes.items()}
+    return np.array(
+        [tile.checksum in (unplaced if has_place[tile.scene] else everything) for tile in tiles],
+        bool,
     )
+
+
+def _windows(store: TileStore, trained: Sequence[TrainedScene]) -> Windows:
+    """The trained tiles; their scenes are numbered after those of the store.
+
+    Tiles of a scene that the store has under the same name, with coordinates on one side at most,
+    are windows of the store's scene, whatever the scale of either.
+    """
+    number_of = {name: number for number, name in enumerate(store.scenes)}
+    found = []
+    for number, scene in enumerate(trained, start=len(store.scenes)):
+        rows = np.array(scene.rows, np.int64)
+        columns = np.array(scene.columns, np.int64)
+        sizes = np.full(len(rows), scene.size)
+        windows = Windows(np.full(len(rows), number), rows, columns, sizes, sizes)
+        twin = store.scenes.get(scene.name)
+        if twin is not None and (twin.crs is None or scene.crs is None):
+            windows = _rescaled(windows, scene, twin, number_of[scene.name])
+        found.append(windows)
+    return Windows(*(np.concatenate(parts) for parts in zip(*map(_columns, found), strict=True)))
+
+
+def _rescaled(windows: Windows, scene: Placed, twin: Placed, number: int) -> Windows:
+    """Windows of a scene as windows of the same picture in other pixels, rounded outwards."""
+    down = twin.height / scene.height
+    across = twin.width / scene.width
+    top = np.floor(windows.row * down + ROUNDING).astype(np.int64)
+    left = np.floor(windows.column * across + ROUNDING).astype(np.int64)
+    bottom = np.ceil((windows.row + windows.height) * down - ROUNDING).astype(np.int64)
+    right = np.ceil((windows.column + windows.width) * across - ROUNDING).astype(np.int64)
+    return Windows(np.full(len(top), number), top, left, bottom - top, right - left)
+
+
+def _columns(windows: Windows) -> tuple[Ints, ...]:
+    return windows.scene, windows.row, windows.column, windows.height, windows.width
+
+
+def recognized_by_name(store: TileStore, trained: Sequence[TrainedScene]) -> list[str]:
+    """Scenes of a store that are compared with trained ones by their names, for want of places."""
+    has_place = {scene.name: scene.crs is not None for scene in trained}
+    return [
+        name
+        for name, scene in store.scenes.items()
+        if name in has_place and (scene.crs is None or not has_place[name])
+    ]

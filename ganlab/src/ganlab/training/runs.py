@@ -14,7 +14,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,7 @@ from ganlab.data.batches import Batches, DataSpec, Tiles, describe
 from ganlab.data.split import Split, empty_parts
 from ganlab.data.store import Source, TileStore, check_same_scales
 from ganlab.data.tags import BandTags
+from ganlab.data.trained import FILE as GROUND
 from ganlab.data.trained import (
     TrainedScene,
     fingerprint,
@@ -146,7 +147,7 @@ def _begin(
         "features": _own_features(task),
         "versions": {"ganlab": __version__, "torch": torch.__version__},
     }
-    return _fit(run, about, store, init, on_log)
+    return _fit(run, about, store, init, _ground_of_start(init), on_log)
 
 
 def resume(
@@ -206,10 +207,14 @@ def _go_on(
     check_same_scales(spec.sources, store.sources, run, store.path, ignore=None)
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
-    if not same or fingerprint(store, store.split(config.split)) != about["fingerprint"]:
+    if not same or fingerprint(store, store.split(config.split)) != about.get("fingerprint"):
         raise InputError(f"{store.path} holds other tiles than {run} began with; it needs those")
     about["tiles"] = _from(run, store.path)
-    return _fit(run, about, store, about["init"] and run / about["init"], on_log)
+    init = about["init"] and run / about["init"]
+    # The run that it started from may be gone by now, or trained further on other ground.
+    is_noted = (run / GROUND).exists()
+    inherited = read_trained(run)[1] if is_noted else _ground_of_start(init)
+    return _fit(run, about, store, init, inherited, on_log)
 
 
 def load_task(run: Path | str, *, average: bool = True, device: str = "auto") -> Task:
@@ -307,7 +312,12 @@ def _own_features(settings: Any) -> dict[str, str] | None:
 
 
 def _fit(
-    run: Path, about: About, store: TileStore, init: Path | str | None, on_log: OnLog | None
+    run: Path,
+    about: About,
+    store: TileStore,
+    init: Path | str | None,
+    inherited: Sequence[TrainedScene],
+    on_log: OnLog | None,
 ) -> Path:
     """Make what ``about`` describes, go on from the newest checkpoint if there is one, train."""
     _, spec, config = parts(about)
@@ -331,7 +341,7 @@ def _fit(
         _rehearse(trainer)
         try:
             run.mkdir(parents=True, exist_ok=True)
-            write_trained(run, trained_scenes(store, split.train), _inherited(init))
+            write_trained(run, trained_scenes(store, split.train), inherited)
             files.replace_text(run / "config.json", json.dumps(about, indent=1))
         except OSError as error:
             raise InputError(f"cannot write the run directory {run}: {error}") from error
@@ -589,7 +599,7 @@ def _start_from(init: Path, earlier: DataSpec, measured: DataSpec) -> DataSpec:
     return DataSpec(measured.sources, earlier.scalings, measured.pixel_size)
 
 
-def _inherited(init: Path | str | None) -> list[TrainedScene]:
+def _ground_of_start(init: Path | str | None) -> list[TrainedScene]:
     """The ground that the weights of a start have seen before."""
     if init is None:
         return []
