@@ -88,7 +88,7 @@ def shared_points(scenes, tiles, found):
             boxes = [shapely.box(t.column, t.row, t.column + SIZE, t.row + SIZE) for t in theirs]
             if not boxes or not len(columns):
                 continue
-            area = shapely.union_all(boxes).buffer(-0.05)
+            area = shapely.union_all(boxes).buffer(-0.002)
             for x, y in pixels_elsewhere(a, b, columns, rows):
                 count += int(shapely.contains_xy(area, x, y).sum())
     return count

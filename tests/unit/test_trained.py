@@ -254,3 +254,91 @@ def test_training_and_tiling_tell_of_empty_parts(tmp_path):
     config = TrainingConfig(**{**vars(QUICK), "split": SplitConfig()})
     with pytest.warns(UserWarning, match=r"leaves no tile for validation and test \(9 train"):
         train(TINY, store.path, tmp_path / "run", config)
+
+
+def test_a_picture_without_coordinates_is_recognized_at_any_scale_and_beside_a_placed_one(tmp_path):
+    pairs = {crs: write_pair(tmp_path / str(crs), "town", crs=crs) for crs in (None, "EPSG:32633")}
+    plain = tiled(tmp_path / "plain", pairs[None], ungeoreferenced=True)
+    placed = tiled(tmp_path / "placed", pairs["EPSG:32633"])
+    half = tiled(tmp_path / "half", pairs[None], ungeoreferenced=True, scale=0.5)
+    west = trained_scenes(plain, np.flatnonzero([t.column < 64 for t in plain.tiles]))
+    everything = np.arange(9)
+    seen = on_trained_ground(half, everything, west)
+    # In pixels of the whole scale, columns 0 to 63 of 192: the first of three columns of tiles.
+    assert seen.tolist() == [t.column == 0 for t in half.tiles]
+    west_placed = trained_scenes(placed, np.flatnonzero([t.column < 64 for t in placed.tiles]))
+    for store, trained in ((placed, west), (plain, west_placed)):
+        seen = on_trained_ground(store, np.arange(36), trained)
+        assert seen.tolist() == [t.column < 64 for t in store.tiles]
+
+
+def test_a_renamed_copy_loses_no_memory_with_its_coordinates(tmp_path):
+    """Tiles of a georeferenced scene are recognized in a plain picture of another name."""
+    placed = tiled(tmp_path / "placed", write_pair(tmp_path, "town"))
+    pair = write_pair(tmp_path / "png", "city", crs=None)
+    plain = tiled(tmp_path / "plain", pair, ungeoreferenced=True)
+    own = trained_scenes(placed, np.arange(12))
+    assert on_trained_ground(plain, np.arange(36), own).tolist() == [True] * 12 + [False] * 24
+    own = trained_scenes(plain, np.arange(12))
+    assert on_trained_ground(placed, np.arange(36), own).tolist() == [True] * 12 + [False] * 24
+
+
+def test_equal_pixels_on_other_ground_are_no_trained_ground(tmp_path):
+    """Sea looks alike everywhere."""
+    first = tiled(tmp_path / "first", write_pair(tmp_path / "a", "town"))
+    other = tiled(tmp_path / "other", write_pair(tmp_path / "b", "city", west=5000.0))
+    assert [t.checksum for t in first.tiles] == [t.checksum for t in other.tiles]
+    assert not on_trained_ground(other, np.arange(36), trained_scenes(first, np.arange(36))).any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 10**30},
+        {"rows": [10**30] * 26},
+        {"size": 0},
+        {"transform": [0.0] * 6},
+        {"transform": [1e999, 0, 0, 0, 1, 0]},
+        {"crs": 3},
+        {"columns": "0"},
+        {"checksums": []},
+    ],
+)
+def test_impossible_numbers_in_the_record_are_refused(first, tmp_path, change):
+    write_trained(tmp_path, trained_scenes(first, first.split(CONFIG).train), [])
+    path = tmp_path / "ground.json"
+    record = json.loads(path.read_text())
+    record["own"][0] |= change
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"ground\.json cannot be read"):
+        read_trained(tmp_path)
+
+
+def test_a_resumed_run_keeps_the_ground_that_it_inherited(run, first, tmp_path):
+    """Also when the run that it started from is gone."""
+    start = tmp_path / "start"
+    shutil.copytree(run, start)
+    about = json.loads((start / "config.json").read_text())
+    about["tiles"] = str(first.path)
+    (start / "config.json").write_text(json.dumps(about))
+    store = grown(tmp_path / "other", first)
+    tuned = train(TINY, store.path, tmp_path / "tuned", QUICK, init=start)
+    before = read_trained(tuned)
+    twice = train(TINY, store.path, tmp_path / "twice", QUICK, init=tuned)
+    assert read_trained(twice)[1] == [*before[0], *before[1]]
+    shutil.rmtree(start)
+    resume(tuned, steps=3)
+    assert read_trained(tuned) == before
+
+
+def test_a_run_whose_description_lacks_the_fingerprint_is_compared_by_ground(run, first, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    about = json.loads((other / "config.json").read_text())
+    del about["fingerprint"]
+    (other / "config.json").write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match="0 lie on ground that it was trained on"):
+        result = evaluate(EvaluateConfig(other, tiles=first.path))
+    assert result["left_out"] == 0
+    with pytest.raises(InputError, match="holds other tiles"):
+        resume(other, tiles=first.path, steps=4)
