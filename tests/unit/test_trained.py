@@ -329,16 +329,3 @@ def test_a_resumed_run_keeps_the_ground_that_it_inherited(run, first, tmp_path):
     shutil.rmtree(start)
     resume(tuned, steps=3)
     assert read_trained(tuned) == before
-
-
-def test_a_run_whose_description_lacks_the_fingerprint_is_compared_by_ground(run, first, tmp_path):
-    other = tmp_path / "run"
-    shutil.copytree(run, other)
-    about = json.loads((other / "config.json").read_text())
-    del about["fingerprint"]
-    (other / "config.json").write_text(json.dumps(about))
-    with pytest.warns(UserWarning, match="0 lie on ground that it was trained on"):
-        result = evaluate(EvaluateConfig(other, tiles=first.path))
-    assert result["left_out"] == 0
-    with pytest.raises(InputError, match="holds other tiles"):
-        resume(other, tiles=first.path, steps=4)

@@ -113,7 +113,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
     ignore = config.ignore_scale_tags
     check_same_scales(task.spec.sources, store.sources, run, store.path, ignore)
     _compare_pixel_sizes(store, task.spec)
-    unseen, left_out = _unseen(config, run, about.get("fingerprint"), store, split)
+    unseen, left_out = _unseen(config, run, about["fingerprint"], store, split)
     tiles = _some(unseen, config.limit)
     device = next(task.parameters()).device
     batches = Batches(store, tiles, task.spec, batch_size=1, augment=False, device=device)
@@ -164,7 +164,7 @@ def table(result: Mapping[str, Any], columns: int = 7) -> str:
 
 
 def _unseen(
-    config: EvaluateConfig, run: Path, known: object, store: TileStore, split: Split
+    config: EvaluateConfig, run: Path, known: dict[str, str], store: TileStore, split: Split
 ) -> tuple[Tiles, int]:
     """The tiles of the asked part that were not trained on, and how many were left out.
 

@@ -207,7 +207,7 @@ def _go_on(
     check_same_scales(spec.sources, store.sources, run, store.path, ignore=None)
     # Compared as text, because nodata may be NaN.
     same = repr(dict(store.sources)) == repr(dict(spec.sources))
-    if not same or fingerprint(store, store.split(config.split)) != about.get("fingerprint"):
+    if not same or fingerprint(store, store.split(config.split)) != about["fingerprint"]:
         raise InputError(f"{store.path} holds other tiles than {run} began with; it needs those")
     about["tiles"] = _from(run, store.path)
     init = about["init"] and run / about["init"]
