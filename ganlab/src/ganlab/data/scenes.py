@@ -452,7 +452,8 @@ def windows(width: int, height: int, size: int, stride: int, edges: Edges) -> li
 
 def _open(path: str) -> Any:
     # The missing CRS is judged here; rasterio's own warning would only repeat it.
-    with LOCK, warnings.catch_warnings():
+    # It compares a nodata value that was declared in double precision with the range of float32.
+    with LOCK, warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(path)
 
