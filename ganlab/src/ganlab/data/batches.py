@@ -2,7 +2,7 @@
 
 A batch is a pure function of (seed, step). Tiles travel and rest as the integers they are stored
 as; crop, flip, quarter turn and scaling happen on the device, for a whole batch at once. The
-resident path (all tiles on the device) and the loader path (memory-mapped shards) run the same
+resident path (all tiles on the device) and the loader path (tiles read from shards) run the same
 code on the same random numbers, so they give the same batches.
 """
 

@@ -321,7 +321,7 @@ class TileStore:
         """Tiles by number, in any order: ``(n, C, h, w)``; source ``"valid"`` is uint8, 0 or 1.
 
         A tile that is read for the first time is compared with its checksum, in all sources:
-        that reads it once more, and takes 0.25 s for each GB.
+        that reads it once more, and takes about half a second for each GB.
 
         Raises:
             InputError: no such source or tile, or a damaged tile or shard.
@@ -357,7 +357,7 @@ class TileStore:
         return len(self) * sum(source.nbytes(self.size) for source in self._all.values())
 
     def verify(self) -> None:
-        """Compare the checksums of all tiles that were not read yet; takes 0.3 s for each GB.
+        """Compare the checksums of all tiles that were not read yet (half a second for each GB).
 
         Raises:
             InputError: a tile is damaged; the message names it.
