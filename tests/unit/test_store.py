@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import os
 import pickle
 import shutil
@@ -607,6 +608,7 @@ def test_groups_by_name():
     [
         (SplitConfig(validation=0.7, test=0.4), "validation 0.7 and test 0.4"),
         (SplitConfig(validation=-0.1), "validation -0.1"),
+        (SplitConfig(validation=math.nan), "validation nan"),
         (SplitConfig(block=9), "block 9 is smaller than a tile .10 pixels"),
         (SplitConfig(block=10, test_groups=("city0",)), 'need by="group"'),
         (SplitConfig(by="group", test_groups=("Paris",)), "Paris are unknown.*has city0, city1"),

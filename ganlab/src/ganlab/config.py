@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -782,7 +783,9 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     try:
         known = _only_known_fields(kind, values)
         # As JSON and strictly: lists become tuples and texts paths, but no text becomes a number.
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(known), strict=True)
+        described: Any = kind
+        found: Config = _validator(described).validate_json(json.dumps(known), strict=True)
+        return found
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or kind.__name__
@@ -794,6 +797,14 @@ def from_dict(kind: type[Config], values: Any) -> Config:
         raise
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{kind.__name__}: {error!r:.200}") from None
+
+
+@lru_cache(maxsize=256)
+def _validator(kind: Any) -> Any:
+    """What validates a dataclass: making it takes longer than using it a hundred times."""
+    import pydantic
+
+    return pydantic.TypeAdapter(kind)
 
 
 def _only_known_fields(kind: Any, values: Any, path: str = "") -> Any:

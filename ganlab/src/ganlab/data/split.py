@@ -216,7 +216,7 @@ class _Touched:
 
 def _check(config: SplitConfig, size: int) -> None:
     validation, test = config.validation, config.test
-    if min(test, validation) < 0 or test + validation > 1 + 1e-9:
+    if not (validation >= 0 and test >= 0 and test + validation <= 1 + 1e-9):  # NaN is none
         raise InputError(f"validation {validation} and test {test} must be fractions of 1")
     if config.by == "group":
         return
