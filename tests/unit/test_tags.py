@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
@@ -505,6 +506,19 @@ def test_numbers_without_a_colour_are_missing(tmp_path):
     given = open_scene(write(tmp_path / "q.tif", NUMBERS, table=table), nodata=1, palette="expand")
     _, valid = given.read(rasterio.windows.Window(0, 0, 64, 64))
     assert np.array_equal(valid, NUMBERS[0] != 1)
+
+
+def test_transparent_colours_and_numbers_beyond_the_table_are_missing(tmp_path):
+    write(tmp_path / "p.tif", NUMBERS, table=TABLE)
+    rasterio.shutil.copy(tmp_path / "p.tif", tmp_path / "p.vrt", driver="VRT")
+    entries = "".join(f'<Entry c1="9" c2="9" c3="9" c4="{alpha}"/>' for alpha in (255, 0, 255))
+    text = (tmp_path / "p.vrt").read_text()
+    text = re.sub(r"(?s)<ColorTable>.*</ColorTable>", f"<ColorTable>{entries}</ColorTable>", text)
+    (tmp_path / "p.vrt").write_text(text)
+    scene = open_scene(tmp_path / "p.vrt", palette="expand")
+    values, valid = scene.read(rasterio.windows.Window(0, 0, 64, 64))
+    assert np.array_equal(valid, np.isin(NUMBERS[0], (0, 2)))
+    assert (values[:, valid] == 9).all()
 
 
 def test_classes_keep_their_palette_and_their_names(tmp_path):
