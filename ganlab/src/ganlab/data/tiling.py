@@ -29,7 +29,7 @@ from ganlab.data import repairs
 from ganlab.data.bands import reordered, split_paths
 from ganlab.data.fill import warn_of_fill
 from ganlab.data.metres import ground_pixel_size
-from ganlab.data.missing import same_nodata
+from ganlab.data.missing import common_nodata
 from ganlab.data.scenes import (
     Palette,
     RasterScene,
@@ -285,11 +285,10 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     colours=config.colours if name == "label" else None,
                 )
             elif name != "image":
-                nodata = config.fine_nodata if name == "fine" else None
                 raster = open_scene(
                     files[i],
                     (),
-                    nodata,
+                    config.fine_nodata if name == "fine" else None,
                     config.ungeoreferenced,
                     option="--fine-nodata",
                     palette=palette,
@@ -321,8 +320,6 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     f"the scenes before it {len(old.bands)} of {old.dtype}, factor {old.factor}: "
                     f"{_how_to_agree(raster, earlier, factor == old.factor)}"
                 )
-            if not same_nodata(new.nodata, old.nodata):
-                sources[name] = replace(old, nodata=None)
             if reordered(new.bands, old.bands):
                 raise InputError(
                     f"{raster.file} has the bands {list(new.bands)}, the scenes before it "
@@ -337,7 +334,8 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     old.dtype,
                 )
                 check_same_scale(before, raster.tagged, ignore=config.ignore_scale_tags)
-            sources[name] = replace(old, tags=merged(old.tags, new.tags))
+            nodata = common_nodata([old.nodata, new.nodata])
+            sources[name] = replace(old, nodata=nodata, tags=merged(old.tags, new.tags))
             rasters.append(raster)
         grid = image.grid.scaled(scale)
         group = config.groups[i] if config.groups else scene_name
