@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,23 @@ def test_leftovers_alone_are_refused_by_name_or_removed(tmp_path, task, name):
     assert (tmp_path / name).read_text() == "old"
     applied(tmp_path, overwrite=True)
     assert names(tmp_path) == ["made-two.tif", "made.tif", "scene.tif"]
+
+
+def test_what_was_written_with_an_older_output_goes_with_it(tmp_path, task):
+    """Otherwise the origin of older pixels would stand beside new ones."""
+    task("image", "two", "three")
+    raster(tmp_path / "scene.tif")
+    applied(tmp_path)
+    (tmp_path / "made-three.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    raster(tmp_path / "made-mine.tif")
+    shutil.copy(tmp_path / "made-three.tif", tmp_path / "made-kept.tif")
+    applied(tmp_path, to="made-other.tif")
+    task("image", "two")
+    applied(tmp_path, overwrite=True)
+    others = ["made-kept.tif", "made-other-three.tif", "made-other-two.tif", "made-other.tif"]
+    assert names(tmp_path) == sorted(
+        ["scene.tif", "made.tif", "made-two.tif", "made-mine.tif", *others]
+    )
 
 
 @pytest.mark.parametrize("name", ["made.tif", "made-two.tif"])

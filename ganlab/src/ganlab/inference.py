@@ -29,7 +29,7 @@ from ganlab.data.batches import as_float32
 from ganlab.data.geotiff import Output
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.placing import check_no_input, placed
-from ganlab.data.raster_files import source_files
+from ganlab.data.raster_files import SET, source_files
 from ganlab.data.scenes import (
     Array,
     Bools,
@@ -207,7 +207,7 @@ def _write_all(
             outputs = _fill(folder, config, filler, scene, outputs, progress)
         mark = set_mark(tags, [output.total for output in outputs])
         for output, target, about in zip(outputs, targets, tags, strict=True):
-            output.finish(folder / FINISHED / target.name, about | {"GANLAB_SET": mark})
+            output.finish(folder / FINISHED / target.name, about | {SET: mark})
 
 
 def _write(

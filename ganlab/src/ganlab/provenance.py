@@ -14,7 +14,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from ganlab.data.geotiff import SOFTWARE
-from ganlab.data.raster_files import source_files
+from ganlab.data.raster_files import FILES, source_files
 from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training.checkpoints import digest
@@ -73,7 +73,7 @@ def output_tags(
         "GANLAB_RUN": model.run,
         "GANLAB_WEIGHTS": model.weights,
         "GANLAB_SCENE": scene,
-        "GANLAB_FILES": ", ".join(names),
+        FILES: ", ".join(names),
     }
     makers = f"the {model.task} model {model.run}"
     if filler is not None:

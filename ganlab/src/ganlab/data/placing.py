@@ -11,6 +11,7 @@ from ganlab.data.raster_files import (
     is_same_file,
     shown,
     side_files,
+    written_with,
 )
 from ganlab.errors import InputError
 from ganlab.together import FINISHED, replace_together, unfinished
@@ -92,18 +93,22 @@ def check_free(targets: Sequence[Path], georeferenced: bool, refusal: Refusal) -
 
 
 def in_the_way(targets: Sequence[Path], georeferenced: bool) -> list[Path]:
-    """Older rasters of these names, and all that would describe the new ones.
+    """Older rasters of these names, what was written with them, and what describes them.
 
     Raises:
         InputError: a name is that of a folder, or its side files belong to another raster.
     """
     found: dict[Path, None] = {}
+    companions: list[Path] = []
     for target in targets:
         if target.is_dir():
             raise InputError(f"{target} is a folder; give another name")
         if os.path.lexists(target):
             found[target] = None
-        found.update(dict.fromkeys(side_files(target, georeferenced)))
+            companions += written_with(target)
+    found.update(dict.fromkeys(companions))
+    for raster in dict.fromkeys([*targets, *companions]):
+        found.update(dict.fromkeys(side_files(raster, georeferenced)))
     return list(found)
 
 

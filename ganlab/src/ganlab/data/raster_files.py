@@ -5,6 +5,7 @@ for its mask, ``made.tif.ovr`` for its overviews and, for example, ``made_rpc.tx
 Who replaces a raster has to replace these as well.
 """
 
+import glob
 import os
 import shutil
 import tempfile
@@ -29,6 +30,10 @@ NO_DESCRIPTION = ("DERIVED_SUBDATASETS", "IMD", "IMAGERY")
 """Metadata that depend on the path, or tell of a satellite's product in the same folder."""
 SATELLITE = "METADATATYPE"
 """The tag for such a product, which GDAL sets for any file called ``<stem>_metadata.txt``."""
+SET = "GANLAB_SET"
+"""The tag whose value is the same in outputs that were written together."""
+FILES = "GANLAB_FILES"
+"""The tag with the names of these outputs, each followed by a comma and a space or the end."""
 
 
 def side_files(path: Path, georeferenced: bool = True) -> list[Path]:
@@ -53,6 +58,32 @@ def side_files(path: Path, georeferenced: bool = True) -> list[Path]:
             "another name"
         )
     return found + attached
+
+
+def written_with(path: Path) -> list[Path]:
+    """Rasters beside an output of ``apply`` that were written together with it, by their tags.
+
+    They tell of the pixels of that output, for example which of them are generated.
+    """
+    mark, listed = _set(path)
+    if mark is None:
+        return []
+    beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}-*{glob.escape(path.suffix)}"))
+    # A copy under another name has the mark as well, but belongs to the user.
+    named = [file for file in beside if f", {file.name}, " in f", {listed}, "]
+    return [file for file in named if _set(file)[0] == mark]
+
+
+def _set(path: Path) -> tuple[str | None, str]:
+    """The values of ``SET`` and ``FILES`` in a raster; None and nothing if there are none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff") as file:
+                tags = file.tags()
+    except RasterioError:
+        return None, ""
+    return tags.get(SET), tags.get(FILES, "")
 
 
 def source_files(paths: Iterable[str]) -> list[Path]:
