@@ -13,7 +13,10 @@ from rasterio.crs import CRS
 from ganlab import cli
 from ganlab.config import (
     ApplyConfig,
+    CloudLayersConfig,
+    EncoderDecoderConfig,
     EvaluateConfig,
+    InpaintingConfig,
     PatchGANConfig,
     Pix2PixConfig,
     SuperResolutionConfig,
@@ -186,6 +189,23 @@ def test_finer_pixels_from_fine_ones_are_an_assumption_not_a_mistake(tmp_path, r
         text = str(said[0].message)
         assert "pixels of 10 m from such of 20 m" in text
         assert "makes 5 m from 10 m" in text
+
+
+def test_the_model_that_fills_is_asked_too(tmp_path, run_of):
+    clouds = CloudLayersConfig(generator=UNetConfig(width=4, depth=2), adversarial_weight=0.0)
+    shape = EncoderDecoderConfig(width=4, dilations=(2,))
+    filler = run_of(30.0, UTM, InpaintingConfig(generator=shape, adversarial_weight=0.0))
+    scene = write(tmp_path / "s.tif", 10.0)
+    config = ApplyConfig(
+        run=run_of(10.0, UTM, clouds),
+        fill=filler,
+        scene=scene,
+        to=tmp_path / "made.tif",
+        device="cpu",
+    )
+    (said,) = said_by(apply, config)
+    assert "the model of --fill" in str(said.message)
+    assert "was trained on 30 m" in str(said.message)
 
 
 def test_the_command_line_calls_a_note_a_note(tmp_path, run_of, capsys):

@@ -136,7 +136,9 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
             layer.train()
     scene = _open_input(config.scene, config, task.inputs[0].source)
     holes, filler = _open_holes(config, scene, task), _load_filler(config, task)
-    _compare_pixel_sizes(scene, task)
+    _compare_pixel_sizes(scene, task, "the model")
+    if filler is not None:
+        _compare_pixel_sizes(scene, filler, f"the model of --fill {config.fill}")
     inputs = _inputs(config)
     targets = _targets(config, task, filler, inputs)
     with ExitStack() as locks:
@@ -152,7 +154,7 @@ def apply(config: ApplyConfig, progress: Progress | None = None) -> list[Path]:
     return targets
 
 
-def _compare_pixel_sizes(scene: Scene, task: Task) -> None:
+def _compare_pixel_sizes(scene: Scene, task: Task, model: str) -> None:
     """Say where a scene has pixels of another size on the ground than those of the training."""
     trained = task.pixel_size
     here = ground_pixel_size(scene.grid)
@@ -161,7 +163,7 @@ def _compare_pixel_sizes(scene: Scene, task: Task) -> None:
     fine = trained / task.scale
     if task.scale > 1 and same_size(here, fine):
         warnings.warn(
-            f"the model learned to make pixels of {readable_size(fine)} from such of "
+            f"{model} learned to make pixels of {readable_size(fine)} from such of "
             f"{readable_size(trained)}; for {scene.file} it makes "
             f"{readable_size(here / task.scale)} from {readable_size(here)}, on the assumption "
             "that detail looks alike at both sizes, which nobody has measured",
@@ -170,7 +172,7 @@ def _compare_pixel_sizes(scene: Scene, task: Task) -> None:
         )
         return
     warnings.warn(
-        f"{scene.file} has pixels of {readable_size(here)} on the ground, the model was trained on "
+        f"{scene.file} has pixels of {readable_size(here)} on the ground, {model} was trained on "
         f"{readable_size(trained)}: warp the scene to that size, or train on tiles of this one",
         stacklevel=3,
     )
