@@ -30,6 +30,7 @@ from ganlab.evaluation import evaluate
 from ganlab.networks import features
 from ganlab.networks.features import EfficientNetLite0
 from ganlab.training import Trainer, checkpoints, load_task, records, resume, train
+from ganlab.training.description import sealed
 from ganlab.training.records import read_metrics
 from ganlab.training.runs import doctor, read_config
 
@@ -67,7 +68,7 @@ def change_config(run, change):
     path = run / "config.json"
     about = json.loads(path.read_text())
     change(about)
-    path.write_text(json.dumps(about))
+    path.write_text(json.dumps(sealed(about)))
 
 
 def contents(folder):
@@ -323,6 +324,17 @@ def test_absurd_numbers_are_refused_before_anything_is_made(tiles, tmp_path, nam
     config = dataclasses.replace(TRAINING, **{name: 10**9})
     work = lambda: train(TASK, tiles, tmp_path / "run", config)  # noqa: E731
     refusal(work, f"{name} is 1000000000; it must be at most")
+
+
+def test_a_change_by_hand_or_damage_is_said(run):
+    """Every number of it could be another, and most of them would give an image as well."""
+    path = run / "config.json"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_task(run, device="cpu")
+    path.write_text(path.read_text().replace("255.0", "254.0", 1))
+    with pytest.warns(UserWarning, match="config.json was changed after ganlab had written it"):
+        load_task(run, device="cpu")
 
 
 # What checkpoints hold

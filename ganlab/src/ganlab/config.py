@@ -867,11 +867,11 @@ def check_sizes(config: Any) -> None:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             check_sizes(value)
-        most = LARGEST.get(f.name, math.inf)
+        most = LARGEST.get(f.name, 2**62)
         values = value if isinstance(value, tuple) else (value,)
         if len(values) > 64 and f.name == "dilations":
             raise InputError(f"dilations: {len(values)} layers; expected at most 64")
-        if any(isinstance(number, int) and number > most for number in values):
+        if any(isinstance(number, int) and abs(number) > most for number in values):
             raise InputError(f"{f.name} is {value!r:.80}; it must be at most {most}")
 
 

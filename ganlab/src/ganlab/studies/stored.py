@@ -96,11 +96,15 @@ def read_results(folder: Path, settings: dict[str, Any]) -> list[Result]:
         pattern = re.compile(rf"{re.escape(setting)}-seed(0|-?[1-9]\d{{0,17}})\.json")
         seeds = sorted(int(found[1]) for found in map(pattern.fullmatch, names) if found)
         results += [_read_result(folder, setting, seed) for seed in seeds]
-    draws = {len(values) for result in results for values in result["resampled"].values()}
-    if len(draws) > 1:
+    drawn = [
+        sorted((measure, len(values)) for measure, values in result["resampled"].items())
+        for result in results
+        if result["diverged"] is None
+    ]
+    if any(each != drawn[0] for each in drawn):
         raise InputError(
-            f"{folder}: its results have {sorted(draws)} draws of the tiles, which cannot be "
-            "compared; make them anew"
+            f"{folder}: its results hold different measures, or different numbers of draws of the "
+            "tiles, which cannot be compared; make them anew"
         )
     return results
 

@@ -3,7 +3,9 @@
 A run directory may come from anybody: names stay in their folder, numbers have bounds.
 """
 
+import hashlib
 import json
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class _Head:
 
 
 def read_config(run: Path) -> About:
-    """``config.json`` of a run directory.
+    """``config.json`` of a run directory; warns if somebody has changed it.
 
     Raises:
         InputError: it is missing, damaged, or names a task that ganlab does not have.
@@ -58,8 +60,28 @@ def read_config(run: Path) -> About:
         check_training(training)
     except InputError as error:
         raise InputError(f"{path} does not fit this version of ganlab: {error}") from error
+    if about.get("checksum") != _checksum(about):
+        warnings.warn(
+            f"{path} was changed after ganlab had written it, by hand or by damage; results are "
+            "those of what it says now",
+            stacklevel=1,  # one place, so that it is said once
+        )
     checked: About = about
     return checked
+
+
+def sealed(about: About) -> About:
+    """The contents with a checksum of all the rest, by which a later change is noticed."""
+    return {**_unsealed(about), "checksum": _checksum(about)}
+
+
+def _checksum(about: About) -> str:
+    text = json.dumps(_unsealed(about), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unsealed(about: About) -> About:
+    return {name: value for name, value in about.items() if name != "checksum"}
 
 
 def parts(about: About) -> tuple[Any, DataSpec, TrainingConfig]:

@@ -49,7 +49,7 @@ from ganlab.tasks import TASKS
 from ganlab.tasks.base import Task
 from ganlab.training import checkpoints, restoring
 from ganlab.training.advice import Finding
-from ganlab.training.description import FORMAT, About, check_training, parts, read_config
+from ganlab.training.description import FORMAT, About, check_training, parts, read_config, sealed
 from ganlab.training.monitor import diagnose
 from ganlab.training.processes import this_process
 from ganlab.training.records import (
@@ -342,7 +342,7 @@ def _fit(
         try:
             run.mkdir(parents=True, exist_ok=True)
             write_trained(run, trained_scenes(store, split.train), inherited)
-            files.replace_text(run / "config.json", json.dumps(about, indent=1))
+            files.replace_text(run / "config.json", json.dumps(sealed(about), indent=1))
         except OSError as error:
             raise InputError(f"cannot write the run directory {run}: {error}") from error
         with _recording(run):
