@@ -80,17 +80,20 @@ def _cast(pixels, dtype):
 
 
 def _translate(words):
-    band, dtype, size = _take(words, "-b"), _take(words, "-ot"), _take(words, "-outsize", 2)
+    dtype, size, bands = _take(words, "-ot"), _take(words, "-outsize", 2), []
+    while "-b" in words:
+        bands.append(int(_take(words, "-b")[0]))
     coloured = next((word for word in words if word.startswith("-colorinterp_")), None)
     if coloured:
         assert _take(words, coloured) == ["alpha"]
     source, target = words
     with _opened(source) as file:
-        pixels = file.read(None if band is None else [int(band[0])])
+        pixels = file.read(bands or None)
+        names = [file.descriptions[band - 1] for band in bands]
         profile = {"crs": file.crs, "transform": file.transform, "nodata": file.nodata}
         old = file.colorinterp
     alpha = int(coloured.rpartition("_")[2]) if coloured else 0
-    if not alpha and band is None and ColorInterp.alpha in old:
+    if not alpha and not bands and ColorInterp.alpha in old:
         alpha = old.index(ColorInterp.alpha) + 1
     if size:
         factor = int(size[0].rstrip("%")) // 100
@@ -99,6 +102,9 @@ def _translate(words):
     if dtype:
         pixels = _cast(pixels, TYPES[dtype[0]])
     _written(target, pixels, alpha, **profile)
+    with rasterio.open(target, "r+") as file:
+        for number, name in enumerate(names, start=1):
+            file.set_band_description(number, name or "")
 
 
 def _create(words):

@@ -300,6 +300,35 @@ def test_labels_of_two_bands_name_the_bands_and_keep_one(tmp_path, way):
     np.testing.assert_array_equal(everything(labels)[0], array[:1])
 
 
+def test_bands_in_another_order_are_brought_into_one(tmp_path):
+    """Images by the option, finer rasters, for which there is none, by a line."""
+    names = [("red", "green", "blue"), ("blue", "red", "green")]
+    images, fine = [], []
+    for i, order in enumerate(names):
+        east = Affine.translation(100 * i, 0)
+        finer = np.stack([IMAGE[names[0].index(name)] for name in order])
+        images.append(write(tmp_path / f"{i}.tif", finer, transform=NORTH_UP * east))
+        place = NORTH_UP * east * Affine.scale(0.5)
+        fine.append(write(tmp_path / f"f{i}.tif", finer.repeat(2, 1).repeat(2, 2), transform=place))
+        for path in (images[-1], fine[-1]):
+            with rasterio.open(path, "r+") as file:
+                file.descriptions = order
+    config = {"images": tuple(images), "to": tmp_path / "store", "size": 8, "edges": "drop"}
+    message = refusal(tile, TilingConfig(**config))
+    bands = tuple(message.split("--bands ")[1].split())
+    config["bands"] = bands
+    message = refusal(tile, TilingConfig(**config, fine=tuple(fine)))
+    carry_out(message.split("Repair: ")[1])
+    fine[1] = str(tmp_path / "f1-ordered.tif")
+    store = tile(TilingConfig(**config, fine=tuple(fine)))
+    half = len(store) // 2
+    for name, factor in (("image", 1), ("fine", 2)):
+        pixels = store.read(name, range(len(store)))
+        np.testing.assert_array_equal(pixels[:half], pixels[half:])
+        expected = IMAGE[:, :8, :8].repeat(factor, 1).repeat(factor, 2)
+        np.testing.assert_array_equal(pixels[0], expected)
+
+
 # --- Rasters without a grid -------------------------------------------------------------------
 
 

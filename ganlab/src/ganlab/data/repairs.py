@@ -84,9 +84,10 @@ def convert_line(path: str, dtype: str) -> str:
     return line("gdal_translate", "-ot", GDAL_TYPES[dtype], path, beside(path, dtype))
 
 
-def band_line(path: str, number: int) -> str:
-    """Keep one band of a raster."""
-    return line("gdal_translate", "-b", number, path, beside(path, f"band{number}"))
+def bands_line(path: str, numbers: Sequence[int], what: str) -> str:
+    """Keep some bands of a raster, in a given order."""
+    chosen = [word for number in numbers for word in ("-b", number)]
+    return line("gdal_translate", *chosen, path, beside(path, what))
 
 
 def other_type(path: str, dtypes: Collection[str]) -> str:

@@ -318,7 +318,8 @@ def _as_classes(raster: RasterScene, colours: str | Path | None) -> RasterScene:
                 "--colours FILE, a text that has a line R G B CLASS for each colour"
             )
         names = ", ".join(f"{band.number} ({band.name})" for band in raster.parts)
-        keep = repairs.band_line(raster.file, raster.parts[0].number)
+        number = raster.parts[0].number
+        keep = repairs.bands_line(raster.file, [number], f"band{number}")
         raise InputError(
             f"{found}; labels are one band of classes. Its bands are {names}: keep the one with "
             f"the classes, for the first that is: {keep} (finer images of the same ground go to "

@@ -26,7 +26,7 @@ from ganlab import workers
 from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.conversion import paths_of
 from ganlab.data import repairs
-from ganlab.data.bands import reordered, split_paths
+from ganlab.data.bands import name_key, reordered, split_paths
 from ganlab.data.fill import warn_of_fill
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.missing import common_nodata
@@ -323,8 +323,7 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
             if reordered(new.bands, old.bands):
                 raise InputError(
                     f"{raster.file} has the bands {list(new.bands)}, the scenes before it "
-                    f"{list(old.bands)}: bring them into one order, by name with --bands or with "
-                    "gdal_translate -b"
+                    f"{list(old.bands)}: bring them into one order{_how_to_order(raster, old)}"
                 )
             if kind == "image" and isinstance(raster, RasterScene):
                 before = Tagged(
@@ -395,6 +394,19 @@ def _in_type(scene: Scene, dtype: str, rasters: Sequence[Scene]) -> Scene:
             f"{dtype}. Repair: {repairs.convert_lines(rasters, scene.dtype)}"
         )
     return replace(scene, dtype=dtype)
+
+
+def _how_to_order(raster: Scene, wanted: Source) -> str:
+    """What brings the bands of a raster into the order of the scenes before it, if it has all."""
+    names = [name_key(name) for name in raster.bands]
+    keys = [name_key(name) for name in wanted.bands]
+    if len(set(names)) < len(names) or set(names) != set(keys):
+        return ", by name with --bands"
+    if wanted.name == "image":
+        return f": --bands {' '.join(wanted.bands)}"
+    assert isinstance(raster, RasterScene)
+    numbers = [raster.parts[names.index(key)].number for key in keys]
+    return f". Repair: {repairs.bands_line(raster.file, numbers, 'ordered')}"
 
 
 def _how_to_agree(raster: Scene, before: Sequence[Scene], one_factor: bool) -> str:
