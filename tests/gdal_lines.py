@@ -75,7 +75,7 @@ def _written(path, pixels, alpha=None, **profile):
 def _cast(pixels, dtype):
     if np.dtype(dtype).kind in "iu":
         limits = np.iinfo(dtype)
-        pixels = np.rint(pixels.real).clip(limits.min, limits.max)
+        pixels = np.rint(pixels.real.astype("float64")).clip(limits.min, limits.max)
     return pixels.astype(dtype)
 
 
