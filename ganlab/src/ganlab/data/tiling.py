@@ -11,7 +11,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import astuple, fields, replace
 from pathlib import Path
@@ -476,10 +476,14 @@ def _carried_out(jobs: list[_Job], executor: Executor | None) -> Generator[tuple
             futures[executor.submit(_write_shard, job)] = job
         for future in as_completed(futures):
             yield futures[future], future.result()
-    finally:
+    except BrokenExecutor:
+        # It fails what is waiting by itself, and never ends if somebody cancels that meanwhile.
+        raise
+    except BaseException:
         for future in futures:
             future.cancel()
         wait(futures)
+        raise
 
 
 def _write_shard(job: _Job) -> _Result:
