@@ -122,3 +122,15 @@ def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
     with exclusive(target, "mine"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_whose_surroundings_cannot_be_written_holds_its_lock(tmp_path, monkeypatch):
+    target = tmp_path / "run"
+    target.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with exclusive(target, "mine"):
+        assert os.listdir(tmp_path) == ["run"]
+        assert os.listdir(target) == [".run.lock"]
+        with pytest.raises(InputError, match="being written"), exclusive(target, "mine"):
+            pass
+    assert os.listdir(target) == []

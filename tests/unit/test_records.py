@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -188,3 +190,32 @@ def test_a_panel_keeps_every_pixel():
             assert (whole[5 * r : 5 * r + 3, 6 * c : 6 * c + 4] == 10 * r + c).all()
     assert (whole[3:5] == 255).all()
     assert math.isclose((whole == 255).mean(), 1 - 2 * 3 * 12 / (10 * 18))
+
+
+def test_a_tensorboard_that_fails_in_its_thread_is_told_in_one_line(tmp_path, monkeypatch, capfd):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    hook, write = threading.excepthook, RecordWriter.write
+    lines = []
+
+    def fills_up(self, data):
+        lines.append(data)
+        if len(lines) > 2:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", fills_up)
+    records = Records(tmp_path, tensorboard=True)
+
+    def write_many():
+        for step in range(1, 200):
+            records.metrics(step, {"a": 1.0})
+            time.sleep(0.001)
+        records.close()
+
+    with pytest.warns(UserWarning, match="TensorBoard cannot be written: .*No space") as said:
+        write_many()
+    assert len(said) == 1
+    assert len(read_metrics(tmp_path)) == 199
+    assert capfd.readouterr().err == ""
+    assert threading.excepthook is hook

@@ -26,6 +26,7 @@ from ganlab.config import (
 )
 from ganlab.data.tiling import tile
 from ganlab.errors import InputError
+from ganlab.files import exclusive
 from ganlab.plotting import study as drawing
 from ganlab.studies import (
     STUDIES,
@@ -485,6 +486,51 @@ def test_a_damaged_file_is_named(whole, tiles, tmp_path, text):
     if text != '{"settings": {}}':
         with pytest.raises(InputError, match=r"study.json.*; once it is gone, the command"):
             run_study(OWN, TASK, tiles, tmp_path, training=TRAINING)
+
+
+def test_a_second_study_in_a_folder_is_refused_and_touches_nothing(tiles, tmp_path):
+    match = r"written by another process .a study."
+    with exclusive(tmp_path, "a study"), pytest.raises(InputError, match=match):
+        run_study(OWN, TASK, tiles, tmp_path, training=TRAINING)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("study.json", {"settings": {"../x": {}, "as given": {}}}),
+        ("study.json", {"settings": {"*": {}, "as given": {}}}),
+        ("study.json", {"settings": ["as given"]}),
+        ("study.json", {"baseline": "gone"}),
+        ("study.json", {"measures": {"L1": "nicer"}}),
+        ("study.json", {"rule": {"least": 0.02, "level": 2.0}}),
+        ("study.json", {"rule": {"lowest": 1}}),
+        ("study.json", {"share": "all"}),
+        ("study.json", {"left out": ["a"]}),
+        ("hinge-seed0.json", {"setting": "as given"}),
+        ("hinge-seed0.json", {"seed": 1}),
+        ("hinge-seed0.json", {"seed": "0"}),
+        ("hinge-seed0.json", {"rows": {}}),
+        ("hinge-seed0.json", {"rows": {"model": {"L1": "low"}}}),
+        ("hinge-seed0.json", {"resampled": {"L1": [0.1]}}),
+        ("hinge-seed0.json", {"resampled": {"L1": [float("inf")]}}),
+        ("hinge-seed0.json", {"provenance": {"seconds_per_step": 0.0}}),
+        ("hinge-seed0.json", {"provenance": {}}),
+        ("hinge-seed0.json", {"tiles": -1.5}),
+    ],
+)
+def test_what_is_no_study_is_refused(whole, tmp_path, name, change):
+    (tmp_path / "study.json").write_text(json.dumps(whole.about))
+    for result in whole.results:
+        path = tmp_path / f"{result['setting']}-seed{result['seed']}.json"
+        path.write_text(json.dumps(result))
+    assert read_study(tmp_path).results == whole.results
+    path = tmp_path / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError) as caught:
+        read_study(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -39,7 +39,8 @@ def exclusive(target: Path, what: str) -> Iterator[None]:
     """Hold the right to write ``target``, which the system gives back when the process ends.
 
     Args:
-        target: the file or folder that is written; the lock file ``.<name>.lock`` lies beside it.
+        target: the file or folder that is written; the lock file ``.<name>.lock`` lies beside it,
+            or in it where only the folder itself can be written (one that is mounted, say).
         what: what a second process is told the first one does, for example ``"training"``.
 
     Raises:
@@ -47,6 +48,8 @@ def exclusive(target: Path, what: str) -> Iterator[None]:
     """
     target = Path(os.path.realpath(target))
     path = target.with_name(f".{target.name}.lock")
+    if target.is_dir() and not os.access(target.parent, os.W_OK):
+        path = target / path.name
     lock = FileLock(path, timeout=0)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

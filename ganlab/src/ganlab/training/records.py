@@ -4,9 +4,10 @@ import importlib.util
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,11 @@ class Records:
         if tensorboard and not installed:
             raise InputError("no TensorBoard here: pip install tensorboard, or leave it out")
         self._board: Any = None
+        self._quiet = ExitStack()
         if installed and tensorboard is not False:
             from torch.utils.tensorboard import SummaryWriter
 
+            self._quiet.enter_context(_quiet_tensorboard())
             with self.spared(BOARD):
                 self._board = SummaryWriter(folder / "tensorboard", purge_step=after + 1)
 
@@ -133,6 +136,23 @@ class Records:
     def close(self) -> None:
         """Flush everything."""
         self._show("close")
+        self._quiet.close()
+
+
+@contextmanager
+def _quiet_tensorboard() -> Iterator[None]:
+    """Keep the traceback of TensorBoard's writing thread off the terminal; we say it in a line."""
+    before = threading.excepthook
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        if type(error.thread).__name__ != "_AsyncWriterThread":
+            before(error)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
