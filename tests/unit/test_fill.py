@@ -94,6 +94,10 @@ def test_a_sea_at_0_is_no_fill():
     heights = ground("float32", -30, 60).clip(0)
     assert (heights == 0).mean() > 0.2
     assert suspected_fill(heights, SEEN) == {}
+    columns = np.arange(64) + np.random.default_rng(0).random(SHAPE)
+    beach = (columns - 20).clip(0).astype("float32")  # solid, but the ground rises from it
+    assert (beach == 0).mean() > 0.2
+    assert suspected_fill(beach, SEEN) == {}
 
 
 def scene_file(path, array, **options):
