@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 from rasterio.windows import Window
 
-from ganlab.config import TilingConfig
+from ganlab import inference
+from ganlab.config import ApplyConfig, TilingConfig
 from ganlab.data import reprojection, vectors
 from ganlab.data.grids import Grid
 from ganlab.data.scenes import open_labels
+from ganlab.data.store import Source
 from ganlab.data.tiling import tile
-from ganlab.errors import InputError
+from ganlab.errors import InputError, Note
 
 DEGREES = CRS.from_epsg(4326)
 box = shapely.box
@@ -703,3 +706,33 @@ def test_points_without_a_place_do_not_hide_the_others():
     found = reprojection.transform_points(DEGREES, CRS.from_epsg(32633), points)
     assert np.isfinite(found).all(axis=1).tolist() == [True, False, False, True, False]
     np.testing.assert_allclose(found[0], [500_000, 5_538_630.70], atol=0.01)
+
+
+def test_shifts_of_datum_that_proj_inverts_roughly_are_corrected(tmp_path):
+    grid = grid_at("EPSG:4326", 100, 85, 2e-6)  # 0.2 m, far from where the datum is used
+    gauss_krueger = CRS.from_epsg(31467)
+    ((x, y),) = moved(grid.crs, gauss_krueger, places(grid, np.array([[48.3, 40.3]])))
+    back = moved(gauss_krueger, grid.crs, np.array([[x, y]]))
+    assert np.abs(back - places(grid, np.array([[48.3, 40.3]]))).max() > 0.3 * 2e-6
+    assert wrong(tmp_path, grid, "EPSG:31467", [box(x - 1e6, y - 1e6, x, y)]) == 0
+
+
+def test_apply_takes_a_layer_and_open_ground(tmp_path):
+    # What ``apply`` opens, without a model.
+    path = write(tmp_path / "f.gpkg", [box(14.4, 49, 14.5, 51)], layer="houses", k=[3])
+    write(path, [box(14, 49, 16, 51)], layer="roads", append=True, k=[5])
+    source = Source("label", "label", "uint8", ("class",), classes=(0, 3, 5))
+    config = ApplyConfig(
+        run=tmp_path, scene=path, to=tmp_path / "to.tif", like=image(tmp_path / "a.tif"),
+        attribute="k", layer="roads",
+    )  # fmt: skip
+    assert (whole(inference._open_input(path, config, source)) == 5).all()
+    with pytest.raises(InputError, match="has layers houses, roads; expected one"):
+        inference._open_input(path, replace(config, layer=None), source)
+    write(path, [box(16, 49, 16.1, 51)], layer="houses", append=True, k=[3])
+    with pytest.warns(Note, match="f.gpkg has no feature on .*a.tif: all of it is class 0"):
+        open_ground = inference._open_input(path, replace(config, layer="houses"), source)
+    assert not whole(open_ground).any()
+    picture = config.like
+    with pytest.raises(InputError, match="--like, --attribute and --layer are for vectors"):
+        inference._open_input(picture, replace(config, like=None, attribute=None), source)
