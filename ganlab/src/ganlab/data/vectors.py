@@ -226,20 +226,7 @@ def _describe(path: str, ages: tuple[int, ...], wanted: str | None) -> Layer:
     pyogrio = _pyogrio(path)
     if not path.startswith(("/vsi", "zip:")) and not os.path.exists(path):
         raise InputError(f"{path} cannot be read as a vector file: there is no such file")
-    layers = [(str(name), kind) for name, kind in pyogrio.list_layers(path)]
-    spatial = [name for name, kind in layers if kind is not None]
-    if not spatial:
-        tables = ", ".join(name for name, _ in layers) or "nothing"
-        raise InputError(f"{path} has no layer with geometries; it holds {tables}")
-    if wanted is not None and wanted not in spatial:
-        raise InputError(
-            f"{path} has no layer {wanted!r} with geometries; it has {', '.join(spatial)}"
-        )
-    if wanted is None and len(spatial) > 1:
-        raise InputError(
-            f"{path} has layers {', '.join(spatial)}; expected one: choose with --layer"
-        )
-    name = wanted or spatial[0]
+    name = _layer(path, wanted)
     options = {"force_feature_count": True, "force_total_bounds": True}
     info = pyogrio.read_info(path, layer=name, **options)
     _check_whole(path)
@@ -255,6 +242,25 @@ def _describe(path: str, ages: tuple[int, ...], wanted: str | None) -> Layer:
     if driver == "GeoJSON":
         _check_crs_member(path)
     return Layer(path, name, driver, crs, fields, count, bounds)
+
+
+def _layer(path: str, wanted: str | None) -> str:
+    """The layer that is asked for, or the only one that has geometries."""
+    pyogrio = _pyogrio(path)
+    layers = [(str(name), kind) for name, kind in pyogrio.list_layers(path)]
+    spatial = [name for name, kind in layers if kind is not None]
+    if not spatial:
+        tables = ", ".join(name for name, _ in layers) or "nothing"
+        raise InputError(f"{path} has no layer with geometries; it holds {tables}")
+    if wanted is not None and wanted not in spatial:
+        raise InputError(
+            f"{path} has no layer {wanted!r} with geometries; it has {', '.join(spatial)}"
+        )
+    if wanted is None and len(spatial) > 1:
+        raise InputError(
+            f"{path} has layers {', '.join(spatial)}; expected one: choose with --layer"
+        )
+    return wanted or spatial[0]
 
 
 def _check_whole(path: str) -> None:
@@ -529,7 +535,33 @@ def _placed(
     if classes.min(initial=0) < 0 or classes.max(initial=0) > 255:
         dtype = "int32"
     parts, owners = _simple(shapes)
-    owners = np.arange(len(shapes))[owners]
+    burned, origins = _transformed(layer, grid, blocks, parts)
+    origins = owners[origins]
+    order = np.argsort(origins, kind="stable")
+    burned = burned[order]
+    seams = tuple(block for block in blocks if not block.smooth)
+    if not seams:
+        parts = parts[:0]
+        owners = owners[:0]
+    shapely.prepare(parts)
+    return Features(
+        grid=grid,
+        crs=layer.crs,
+        dtype=dtype,
+        shapes=burned,
+        classes=classes[origins[order]],
+        tree=shapely.STRtree(burned),
+        parts=parts,
+        part_classes=classes[owners],
+        part_tree=shapely.STRtree(parts),
+        seams=seams,
+    )
+
+
+def _transformed(
+    layer: Layer, grid: Grid, blocks: list[Block], parts: Array
+) -> tuple[Array, Array]:
+    """What lies on the smooth blocks, in the grid's CRS, and its place in ``parts``."""
     tree = shapely.STRtree(parts)
     pieces = [np.zeros(0, object)]
     origins = [np.zeros(0, np.int64)]
@@ -541,19 +573,8 @@ def _placed(
             if turn:
                 cut = shapely.transform(cut, lambda points, by=turn: points + np.array([by, 0.0]))
             pieces.append(reprojection.transformed(cut, layer.crs, grid, block))
-            origins.append(owners[found[sources]])
-    burned = np.concatenate(pieces)
-    origin = np.concatenate(origins)
-    order = np.argsort(origin, kind="stable")
-    burned, origin = burned[order], origin[order]
-    seams = tuple(block for block in blocks if not block.smooth)
-    if not seams:
-        parts, owners = parts[:0], owners[:0]
-    shapely.prepare(parts)
-    return Features(
-        grid, layer.crs, dtype, burned, classes[origin], shapely.STRtree(burned),
-        parts, classes[owners], shapely.STRtree(parts), seams,
-    )  # fmt: skip
+            origins.append(found[sources])
+    return np.concatenate(pieces), np.concatenate(origins)
 
 
 def _simple(shapes: Array) -> tuple[Array, Array]:
