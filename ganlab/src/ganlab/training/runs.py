@@ -6,6 +6,7 @@
     RUN/ground.json                           where the tiles lie that it was trained on
     RUN/metrics.jsonl  RUN/tensorboard/       every term of every loss, looks at made images
     RUN/findings.jsonl                        what the monitor told while it trained
+    RUN/*.broken                              either of the two as it was when lines were damaged
     RUN/failure.json                          where numbers stopped being finite, if they did
     RUN/samples/step-NNNNNNNN.png             input, made, true
     RUN/checkpoints/step-NNNNNNNN.safetensors everything that the next step depends on
