@@ -391,6 +391,11 @@ ONLY_TO_GO_ON = {
     "no scaler": lambda s: s.pop("scaler"),
     "no meter": lambda s: s.pop("meter"),
     "meter as text": lambda s: s.update(meter={"generator/l1": "low"}),
+    "meter as numbers": lambda s: s.update(meter={"generator/l1": 3}),
+    "count of nothing": lambda s: s["stabilizers"].update(judged=None),
+    "count as truth": lambda s: s["stabilizers"].update(judged=True),
+    "moment of nothing": lambda s: s["optimizers"]["generator"]["state"][0].update(step=None),
+    "rate as text": lambda s: s["optimizers"]["generator"]["param_groups"][0].update(lr="low"),
     "more": lambda s: s.update(more=3),
     "average left out": lambda s: s.update(ema=None),
 }

@@ -88,6 +88,9 @@ def restore(trainer: Any, state: State, path: Path) -> None:
     """
     try:
         before = _form(state)
+        _check_kinds(trainer.state_dict(), state, "")
+        if any(each.shape != (2,) for each in state["meter"].values()):
+            raise ValueError("meter: expected pairs of sum and count")
         trainer.load_state_dict(state)
         after = _form(trainer.state_dict())
         if not (before["scaler"] and after["scaler"]):  # there is one with fp16 only
@@ -112,6 +115,42 @@ def _check_weights(player: str, found: dict[str, Tensor], expected: dict[str, Te
         here = _shape(expected.get(name))
         if there != here:
             raise ValueError(f"size mismatch for {player}.{name}: {there}, {here} by config.json")
+
+
+def _check_kinds(fresh: Any, found: Any, place: str) -> None:
+    """See that numbers are where a trainer that has not trained yet has numbers, and so on."""
+    if fresh is None:
+        return
+    if isinstance(fresh, dict) and isinstance(found, dict):
+        for name, value in found.items():
+            if name in fresh:
+                _check_kinds(fresh[name], value, f"{place}.{name}")
+            elif not _is_numeric(value):
+                raise ValueError(f"{place}.{name} holds something else than numbers".lstrip("."))
+    elif isinstance(fresh, (list, tuple)) and isinstance(found, (list, tuple)):
+        if not fresh and _is_numeric(found):
+            return
+        for number, pair in enumerate(zip(fresh, found, strict=True)):
+            _check_kinds(*pair, f"{place}.{number}")
+    elif isinstance(fresh, (dict, list, tuple)) or _kind(fresh) != _kind(found):
+        raise ValueError(f"{place} is a {_kind(found)}, not a {_kind(fresh)}".lstrip("."))
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a tree holds numbers and tensors alone."""
+    if isinstance(value, dict):
+        return all(map(_is_numeric, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_numeric, value))
+    return _kind(value) in ("tensor", "number")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "tensor"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number"
+    return type(value).__name__
 
 
 def _shape(value: Any) -> str:
