@@ -1,5 +1,6 @@
 """Undeclared fill is said, with the option that mends it; natural extremes are not."""
 
+import re
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from ganlab.data.batches import describe
 from ganlab.data.fill import suspected_fill
 from ganlab.data.tiling import tile
 from ganlab.data.toytown import write as write_town
+from ganlab.errors import InputError
 
 FLOAT_MIN = float(np.finfo("float32").min)
 SHAPE = (4, 64, 64)
@@ -113,7 +115,7 @@ def said(caught):
     return [str(warning.message) for warning in caught if "fill value" in str(warning.message)]
 
 
-@pytest.mark.parametrize("fill", [-9999.0, FLOAT_MIN, 9.96921e36])
+@pytest.mark.parametrize("fill", [-9999.0, 9.96921e36])
 def test_tile_and_training_say_it_once_each_and_the_option_mends_it(tmp_path, fill):
     array = ground("float32", 100, 300)[:2].reshape(1, 128, 64).repeat(2, 0)
     array[:, :, :10] = fill
@@ -143,6 +145,23 @@ def test_tile_and_training_say_it_once_each_and_the_option_mends_it(tmp_path, fi
         warnings.simplefilter("always")
         tile(TilingConfig(images=(path,), to=tmp_path / "none", size=32, nodata="none"))
     assert not said(caught)  # it was said that all is measured
+
+
+@pytest.mark.parametrize("fill", [FLOAT_MIN, -3.4e38])
+@pytest.mark.parametrize("pixels", [10, 1])
+def test_training_refuses_the_ends_of_float32_and_names_the_option(tmp_path, fill, pixels):
+    array = ground("float32", 100, 300)[:2].reshape(1, 128, 64)
+    array[:, :pixels, :pixels] = fill
+    path = scene_file(tmp_path / "dem.tif", array)
+    value = f"{float(np.float32(fill)):.17g}"
+    with pytest.warns(UserWarning, match=re.escape(f"tile again with --nodata {value}")):
+        store = tile(TilingConfig(images=(path,), to=tmp_path / "store", size=32))
+    with pytest.raises(InputError, match="1 of 'image' holds -3.4.*, which is no measurement") as e:
+        describe(store, np.arange(len(store)), ScalingConfig())
+    assert str(e.value).endswith(f"no file declares: tile again with --nodata {value}")
+    config = TilingConfig(images=(path,), to=tmp_path / "again", size=32, nodata=float(value))
+    spec = describe(tile(config), np.arange(len(store)), ScalingConfig())
+    assert spec.scalings["image"].low[0] > 90
 
 
 def test_fill_of_finer_images_has_its_own_option(tmp_path):

@@ -9,6 +9,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from ganlab.config import TilingConfig
 from ganlab.data.missing import asked_nodata, beside_nodata, can_hold, common_nodata, equals_nodata
 from ganlab.data.scenes import open_labels, open_scene
 from ganlab.errors import InputError
@@ -231,6 +232,30 @@ def test_a_value_that_the_pixels_never_have_is_refused_when_asked_for(tmp_path, 
     path = write(tmp_path / "a.tif", np.ones((1, 4, 5), np.uint8))
     with pytest.raises(InputError, match=r"--nodata .* the pixels of .*a\.tif are uint8, whole"):
         open_scene(path, nodata=value)
+
+
+def test_none_in_any_spelling_means_no_value_and_python_none_leaves_it_to_the_file(tmp_path):
+    path = write(tmp_path / "a.tif", np.array([[[1, 7, 7]]], np.uint8), declared=7)
+    found = {}
+    for word in ("none", "None", "declared", None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found[word] = missing(open_scene(path, nodata=word))
+    assert found["none"] == found["None"] == []
+    assert found["declared"] == found[None] == [[0, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("option", ["nodata", "label_nodata", "fine_nodata"])
+def test_settings_of_nodata_are_one_of_three_things(option, tmp_path):
+    def setting(value):
+        return getattr(TilingConfig(("a.tif",), tmp_path, **{option: value}), option)
+
+    words = ["none", "None", "NONE", "declared", None, -9999, np.float32(0.5)]
+    asked = ["none", "none", "none", "declared", "declared", -9999.0, 0.5]
+    assert [setting(word) for word in words] == asked
+    for wrong in ("-9999", "nothing", True, (0,)):
+        with pytest.raises(InputError, match=f"{option} is .*: expected a number, none or decl"):
+            setting(wrong)
 
 
 @pytest.mark.parametrize("value", ["nothing", "0", True, (0,)])

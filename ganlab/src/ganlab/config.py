@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from ganlab.conversion import Converted
+from ganlab.conversion import Converted, Nodata
 from ganlab.errors import InputError
 
 Norm = Literal["batch", "instance", "channel", "none"]
@@ -26,8 +26,6 @@ HoleKind = Literal[
 ]
 PenaltyKind = Literal["r1", "r2", "wgan_gp", "zero_centred"]
 MaskMeaning = Literal["nonzero", "landsat_pre", "landsat_c1", "landsat_c2"]
-Nodata = float | Literal["none"] | None
-"""Value of missing pixels; "none" says that no value means missing; None leaves it to the files."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,15 @@ class TilingConfig(Converted):
     """Vector labels: the layer to read, where a file has several with geometries."""
     groups: tuple[str, ...] = ()
     """A group (a city, say) for each scene, to split by; the scene's name if not given."""
-    nodata: Nodata = None
-    """Value of missing pixels in the images, in place of what they declare; none: no value."""
-    label_nodata: Nodata = None
-    """Value of missing pixels in label rasters, in place of what they declare; none: no value."""
-    fine_nodata: Nodata = None
+    nodata: Nodata = "declared"
+    """Value of missing pixels in the images, in place of what they declare; none: no value means
+    missing."""
+    label_nodata: Nodata = "declared"
+    """Value of missing pixels in label rasters, in place of what they declare; none: no value means
+    missing."""
+    fine_nodata: Nodata = "declared"
     """Value of missing pixels in the finer rasters, in place of what they declare; none: no
-    value."""
+    value means missing."""
     ignore: tuple[int, ...] = ()
     """Label values that mean unknown (255 in many data sets): their pixels count as missing."""
     colours: Path | None = None
@@ -683,9 +683,9 @@ class ApplyConfig(Converted):
     bands: tuple[str, ...] = ()
     """Bands of the scene, by number or name, in the order of the training; name:4 and number:4
     say which of the two is meant."""
-    nodata: Nodata = None
-    """Value of missing pixels in the scene, in place of what it declares; none: no value. What the
-    scenes of the training declared does not matter here."""
+    nodata: Nodata = "declared"
+    """Value of missing pixels in the scene, in place of what it declares; none: no value means
+    missing. What the scenes of the training declared does not matter here."""
     colours: Path | None = None
     """Models that start from labels: a text file that recodes the scene to classes, as for tile."""
     expand_palette: bool = False

@@ -9,9 +9,13 @@ import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from ganlab.errors import InputError
+
+Nodata = float | Literal["declared", "none", "None"]
+"""Value of missing pixels; "none" says that no value means missing, "declared" leaves it to the
+files. The command line takes "None" as "none"; None itself, from Python, is "declared"."""
 
 
 class Converted:
@@ -55,10 +59,31 @@ def paths_of(files: Any) -> tuple[str, ...]:
     return found
 
 
+def nodata_of(value: Any) -> Any:
+    """A nodata setting as a number, ``"none"`` or ``"declared"``, which None stands for.
+
+    >>> nodata_of(0), nodata_of("None"), nodata_of(None)
+    (0.0, 'none', 'declared')
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None or value == "declared":
+        return "declared"
+    if isinstance(value, str) and value.casefold() == "none":
+        return "none"
+    try:
+        return float(_item(value, float))
+    except (TypeError, ValueError):
+        raise ValueError("expected a number, none or declared") from None
+
+
 def _convert(value: Any, kind: Any) -> Any:
     """The value as the type of its field wants it."""
     if get_origin(kind) is tuple:
         return _tuple(value, get_args(kind))
+    if kind == Nodata:
+        return nodata_of(value)
     wants_path = kind is Path or Path in get_args(kind)
     if wants_path and isinstance(value, str):
         return Path(value)

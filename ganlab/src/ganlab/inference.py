@@ -304,7 +304,7 @@ def _fill(
     """Invent the ground under opaque cloud: filled ground, alpha, and where each pixel is from."""
     ground, alpha = layers
     # The ground has only the bands that were asked for, and says itself where it is missing.
-    chosen = replace(config, bands=(), nodata=None)
+    chosen = replace(config, bands=(), nodata="declared")
     seen = _open_input(str(ground.plain), chosen, filler.inputs[0].source)
     clouded = open_scene(str(alpha.plain), ungeoreferenced=config.ungeoreferenced)
 
@@ -501,7 +501,7 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
         raise InputError(f"{file} is a vector file; its grid must be given: --like RASTER")
     if not vector and (config.like or config.attribute or config.layer):
         raise InputError(f"{file} is a raster; --like, --attribute and --layer are for vectors")
-    if vector and (config.nodata is not None or config.colours is not None):
+    if vector and (config.nodata != "declared" or config.colours is not None):
         raise InputError(f"{file} is a vector file; --nodata and --colours are for rasters")
     if config.colours is not None and not labels:
         raise InputError(f"--colours {config.colours} is for labels; this model starts from images")
@@ -526,7 +526,7 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
             warnings.warn(
                 Note(f"{file} has no feature on {like.file}: all of it is class 0"), stacklevel=3
             )
-        if config.nodata is None and scene.nodata in source.classes:
+        if config.nodata == "declared" and scene.nodata in source.classes:
             warnings.warn(
                 f"{file} declares nodata {scene.nodata:.17g}, which is a class of this model: its "
                 "pixels count as missing, and --nodata none makes them that class",

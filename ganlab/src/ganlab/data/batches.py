@@ -7,7 +7,7 @@ code on the same random numbers, so they give the same batches.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import le, lt
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ganlab.config import ScalingConfig, from_dict, to_dict
-from ganlab.data.fill import warn_of_fill
+from ganlab.data.fill import how_to_declare, warn_of_fill
+from ganlab.data.missing import HUGE
 from ganlab.data.store import Source, TileStore, check_source_names
 from ganlab.errors import InputError
 from ganlab.randomness import keys, permutation, uniforms
@@ -185,10 +186,11 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
         valid = store.read("valid", chosen).repeat(source.factor, 2).repeat(source.factor, 3) > 0
         values = store.read(name, chosen).swapaxes(0, 1)
         pixels = values.swapaxes(0, 1)
-        warn_of_fill(str(store.path), name, source.bands, pixels, valid[:, 0], stacklevel=3)
         bands = [band[valid[:, 0]].astype(np.float64) for band in values]
         if not all(len(band) for band in bands):
             raise InputError(f"{store.path}: no valid pixel of {name!r} in the training tiles")
+        _check_range(str(store.path), source, bands)
+        warn_of_fill(str(store.path), name, source.bands, pixels, valid[:, 0], stacklevel=3)
         natural = (0.0, 255.0) if source.dtype == "uint8" else (None, None)
         low = _per_band(config.low, bands, natural[0], 0.005)
         high = _per_band(config.high, bands, natural[1], 0.995)
@@ -200,6 +202,19 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
         high = tuple(hi if hi > lo else lo + max(1.0, abs(lo)) for lo, hi in ends)
         scalings[name] = Scaling(low, high, tuple(float(band.mean()) for band in bands))
     return DataSpec(dict(store.sources), scalings, store.pixel_size())
+
+
+def _check_range(store: str, source: Source, bands: Sequence[npt.NDArray[Any]]) -> None:
+    """Refuse values as large as the largest of float32, whose scaling would not be finite."""
+    for name, band in zip(source.bands, bands, strict=True):
+        extreme = float(band[np.abs(band).argmax()])
+        if abs(extreme) <= HUGE:
+            continue
+        raise InputError(
+            f"{store}: band {name} of {source.name!r} holds {extreme:.17g}, which is no "
+            "measurement but a fill value that no file declares: "
+            f"{how_to_declare(source.name, extreme)}"
+        )
 
 
 def _per_band(

@@ -70,7 +70,8 @@ def suspected_fill(values: Array, valid: Bools, limits: Limits = LIMITS) -> dict
     for extreme in dict.fromkeys((known.min(), known.max())):
         here = (values == extreme) & valid
         fraction = float(here.sum() / known.size)
-        if limits.fraction <= fraction < 1 and _apart(values, valid, here, float(extreme), limits):
+        least = 0.0 if abs(float(extreme)) > LARGEST else limits.fraction
+        if least <= fraction < 1 and _apart(values, valid, here, float(extreme), limits):
             found[float(extreme)] = fraction
     return found
 
@@ -156,11 +157,16 @@ def _sentence(what: str, source: str, value: float, fractions: Mapping[str, floa
     most = max(fractions.values())
     shown = f"{most:.1%}" if f"{least:.1%}" == f"{most:.1%}" else f"{least:.1%} to {most:.1%}"
     several = "band" if len(fractions) == 1 else "bands"
-    declare = f"declare it in the files (gdal_translate -a_nodata {value:.17g})"
-    if source in OPTIONS:
-        declare = f"tile again with {OPTIONS[source]} {value:.17g}"
     return (
         f"{what}: the value {value:.17g} makes up {shown} of the pixels of {source!r} in {several} "
         f"{', '.join(fractions)} and lies apart from all others, as a fill value does that no file "
-        f"declares. If these pixels are missing, {declare}; if they were measured, all is well"
+        f"declares. If these pixels are missing, {how_to_declare(source, value)}; if they were "
+        "measured, all is well"
     )
+
+
+def how_to_declare(source: str, value: float) -> str:
+    """What makes a value that no file declares count as missing."""
+    if source in OPTIONS:
+        return f"tile again with {OPTIONS[source]} {value:.17g}"
+    return f"declare it in the files (gdal_translate -a_nodata {value:.17g})"

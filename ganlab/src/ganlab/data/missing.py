@@ -102,7 +102,7 @@ def asked_nodata(asked: object, dtype: str, file: str, option: str) -> float | N
     """The nodata value that the caller gave, if pixels can have it; ``"none"`` is None.
 
     Args:
-        asked: a number or ``"none"``.
+        asked: a number or ``"none"``, in any spelling.
         dtype: of the pixels.
         file: for the message.
         option: the name of the setting, for the message: ``"--nodata"``.
@@ -110,7 +110,7 @@ def asked_nodata(asked: object, dtype: str, file: str, option: str) -> float | N
     Raises:
         InputError: neither, or a value that the pixels cannot have.
     """
-    if asked == "none":
+    if isinstance(asked, str) and asked.casefold() == "none":
         return None
     if isinstance(asked, bool) or not isinstance(asked, int | float | np.number):
         raise InputError(f"{option} {asked!r}: expected a number, or none")

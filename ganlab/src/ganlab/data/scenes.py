@@ -23,7 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
-from ganlab.config import Nodata
+from ganlab.conversion import Nodata
 from ganlab.data import repairs
 from ganlab.data.bands import Band, choose_bands, split_paths, stacked
 from ganlab.data.coding import Coding, coding_of, columns_of
@@ -179,7 +179,7 @@ class VectorScene(Scene):
 def open_scene(
     paths: str | Path | Sequence[str | Path],
     bands: Sequence[str | int] = (),
-    nodata: Nodata = None,
+    nodata: Nodata | None = "declared",
     ungeoreferenced: bool = False,
     option: str = "--nodata",
     palette: Palette = "refuse",
@@ -194,6 +194,7 @@ def open_scene(
             for is no mask: GDAL marks any fourth band of uint8 files so.
         nodata: value of missing pixels in all bands, in place of what the files declare, or
             ``"none"``: no value means missing. A warning says which declaration it overrules.
+            ``"declared"``, or None, leaves it to the files.
         ungeoreferenced: accept files without a CRS.
         option: what messages call ``nodata``.
         palette: what becomes of numbers that stand for colours in a table: ``"refuse"`` images of
@@ -227,7 +228,7 @@ def open_scene(
         raise InputError(f"{first.file} has nothing but an alpha band; ask for it with --bands 1")
     if palette == "refuse":
         check_not_palette(chosen, tags)
-    if nodata is not None:
+    if nodata not in (None, "declared"):
         value = asked_nodata(nodata, first.dtype, first.file, option)
         _say_what_is_overruled(chosen, value, option)
         chosen = [band._replace(nodata=value) for band in chosen]
@@ -262,7 +263,7 @@ def open_labels(
     ungeoreferenced: bool = False,
     layer: str | None = None,
     *,
-    nodata: Nodata = None,
+    nodata: Nodata | None = "declared",
     ignore: Sequence[int] = (),
     colours: str | Path | None = None,
     option: str = "--label-nodata",

@@ -167,7 +167,7 @@ def tile_and_summarize(
 
 def _declared_by_labels(config: TilingConfig, scenes: Scenes) -> list[tuple[str, float | None]]:
     """Label rasters and the nodata values that they declare, unless the caller gave one."""
-    if not config.labels or config.label_nodata is not None:
+    if not config.labels or config.label_nodata != "declared":
         return []
     labels = [rasters[1] for _, rasters in scenes]
     return [(label.file, label.nodata) for label in labels if isinstance(label, RasterScene)]
@@ -280,7 +280,7 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                     config.attribute,
                     config.ungeoreferenced,
                     config.layer,
-                    nodata=config.label_nodata if name == "label" else None,
+                    nodata=config.label_nodata if name == "label" else "declared",
                     ignore=config.ignore if name == "label" else (),
                     colours=config.colours if name == "label" else None,
                 )
@@ -288,7 +288,7 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
                 raster = open_scene(
                     files[i],
                     (),
-                    config.fine_nodata if name == "fine" else None,
+                    config.fine_nodata if name == "fine" else "declared",
                     config.ungeoreferenced,
                     option="--fine-nodata",
                     palette=palette,
