@@ -11,9 +11,10 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import astuple, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +148,10 @@ def tile_and_summarize(
             sweep(to)
             with folder_beside(to) as partial, _executor(config, executor) as carrier:
                 here = [job._replace(folder=partial) for job in jobs]
-                results = _run(here, carrier, progress)
+                # Our own processes get few jobs at a time: an interruption while jobs are handed
+                # out can leave a lock of the executor taken for good.
+                ahead = len(here) if executor is not None else 2 * config.workers
+                results = _run(here, carrier, ahead, progress)
                 tally = total(result.tally for result in results)
                 _finish(config, scenes, sources, results, tally, partial)
                 partial.rename(to)
@@ -450,12 +454,14 @@ def _plan(config: TilingConfig, scenes: Scenes, sources: Sources) -> list[_Job]:
     return [_Job(Path(), i, sources, shard, *options) for i, shard in enumerate(shards)]
 
 
-def _run(jobs: list[_Job], executor: Executor | None, progress: Progress | None) -> list[_Result]:
+def _run(
+    jobs: list[_Job], executor: Executor | None, ahead: int, progress: Progress | None
+) -> list[_Result]:
     """The results of all jobs, in order; on the way out nothing is left running."""
     done = 0
     total = sum(len(job.windows) for job in jobs)
     results: dict[int, _Result] = {}
-    with closing(_carried_out(jobs, executor)) as finished:
+    with closing(_carried_out(jobs, executor, ahead)) as finished:
         for job, result in finished:
             results[job.number] = result
             done += len(job.windows)
@@ -464,18 +470,26 @@ def _run(jobs: list[_Job], executor: Executor | None, progress: Progress | None)
     return [results[job.number] for job in jobs]
 
 
-def _carried_out(jobs: list[_Job], executor: Executor | None) -> Generator[tuple[_Job, _Result]]:
-    """Jobs with their results, in the order in which they finish."""
+def _carried_out(
+    jobs: list[_Job], executor: Executor | None, ahead: int
+) -> Generator[tuple[_Job, _Result]]:
+    """Jobs with their results, in the order in which they finish; ``ahead`` are handed out."""
     if executor is None:
         for job in jobs:
             yield job, _write_shard(job)
         return
+    waiting = iter(jobs)
     futures: dict[Future[_Result], _Job] = {}
     try:
-        for job in jobs:
+        for job in islice(waiting, ahead):
             futures[executor.submit(_write_shard, job)] = job
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        while futures:
+            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job = futures.pop(future)
+                for following in islice(waiting, 1):
+                    futures[executor.submit(_write_shard, following)] = following
+                yield job, future.result()
     except BrokenExecutor:
         # It fails what is waiting by itself, and never ends if somebody cancels that meanwhile.
         raise
