@@ -472,6 +472,23 @@ def test_palette_images_are_refused_or_become_their_colours(tmp_path, dtype):
     )
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_number_of_a_palette_that_is_declared_missing_can_be_declared_measured(tmp_path, number):
+    path = write(tmp_path / "p.tif", NUMBERS, table=TABLE, nodata=number)
+    window = rasterio.windows.Window(0, 0, 64, 64)
+    _, valid = open_scene(path, palette="expand").read(window)
+    assert np.array_equal(valid, NUMBERS[0] != number)
+    with pytest.warns(UserWarning, match="--nodata none takes its place"):
+        scene = open_scene(path, nodata="none", palette="expand")
+    values, valid = scene.read(window)
+    assert valid.all()
+    colours = np.array([TABLE[number][:3] for number in range(4)], np.uint8)
+    assert np.array_equal(values, colours[NUMBERS[0]].transpose(2, 0, 1))
+    with pytest.warns(UserWarning, match="--nodata 3 takes its place"):
+        scene = open_scene(path, nodata=3, palette="expand")
+    assert np.array_equal(scene.read(window)[1], NUMBERS[0] != 3)
+
+
 def test_an_expanded_palette_goes_through_apply(tmp_path):
     array = NUMBERS.copy()
     array[:, 10:20, 10:20] = 9

@@ -122,6 +122,23 @@ def test_nodata_0_beside_several_classes_is_nothing_to_say(tmp_path, given):
     assert not [w for w in caught if "only class" in str(w.message)]
 
 
+def test_declared_classes_do_not_hide_that_one_is_left(tmp_path, given):
+    given["labels"] = (write(tmp_path / "l.tif", MASK, nodata=0),)
+    with pytest.warns(UserWarning, match=r"the only class is 1\. .* --label-nodata none"):
+        tile(TilingConfig(**given, classes=(0, 1)))
+
+
+@pytest.mark.parametrize("classes", [(), (0, 1)])
+def test_a_mask_of_0_and_255_whose_255_is_ignored_is_said(tmp_path, given, classes):
+    given["labels"] = (write(tmp_path / "l.tif", MASK * 255),)
+    with pytest.warns(UserWarning, match=r"the only class is 0\. --ignore 255 makes all others"):
+        tile(TilingConfig(**given, classes=classes, ignore=(255,)))
+    (tmp_path / "c.txt").write_text("0 0\n255 1\n")
+    given["to"] = tmp_path / "again"
+    store, _ = quiet(TilingConfig(**given, colours=tmp_path / "c.txt"))
+    assert store.sources["label"].classes == (0, 1)
+
+
 @pytest.mark.parametrize(("minimum", "match"), [(0.5, "no window has 50%"), (0, "no valid pixel")])
 def test_also_where_no_tile_is_left(tmp_path, given, minimum, match):
     label = MASK * 0

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ganlab.data.bands import Band
+from ganlab.data.missing import declared_nodata, equals_nodata
 from ganlab.data.tags import RGB, BandTags
 from ganlab.errors import InputError
 
@@ -81,13 +82,15 @@ def expanded(dataset: Any, stored: Array, bands: Sequence[Band]) -> tuple[Array,
     if all(band.component is None for band in bands):
         return stored, visible
     values = stored.copy()
+    declared = declared_nodata(dataset)
     for place, band in enumerate(bands):
         if band.component is None:
             continue
         table = _table(dataset, band.number)
         numbers = np.minimum(stored[place].astype(np.int64), len(table) - 1)
         values[place] = table[numbers, band.component]
-        visible &= table[numbers, 3] > 0
+        # GDAL makes the colour of a declared nodata value transparent, also if it is overruled.
+        visible &= (table[numbers, 3] > 0) | equals_nodata(stored[place], declared[band.number - 1])
         if band.missing_number is not None:
             visible &= stored[place] != band.missing_number
     return values, visible

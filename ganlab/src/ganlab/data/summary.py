@@ -134,5 +134,22 @@ def nodata_hides_background(declared: Sequence[tuple[str, float | None]], classe
     )
 
 
+def ignored_but_one(ignore: Sequence[int], classes: int) -> str:
+    """What to say where values to ignore leave a single class, as in a mask of 0 and 255.
+
+    Args:
+        ignore: label values that count as missing.
+        classes: how many classes have valid pixels.
+    """
+    if not ignore or classes > 1:
+        return ""
+    values = " ".join(map(str, ignore))
+    value = ignore[0]
+    return (
+        f"--ignore {values} makes all others missing: if {value} is a class, as in masks of 0 and "
+        f"{value}, leave it out; --colours FILE (lines `0 0` and `{value} 1`) renumbers it"
+    )
+
+
 def _percent(fraction: float) -> str:
     return f"{fraction:.2%}" if fraction < 0.1 else f"{fraction:.1%}"

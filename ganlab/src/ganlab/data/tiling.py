@@ -61,6 +61,7 @@ from ganlab.data.summary import (
     Summary,
     Tally,
     check_encodings,
+    ignored_but_one,
     nodata_hides_background,
     reason,
     summarize,
@@ -164,9 +165,10 @@ def tile_and_summarize(
         ) from error
     store = TileStore.open(to)
     _warn_of_empty_parts(store)
-    _warn_of_hidden_background(config, scenes, store)
+    summary = summarize(tally, sum(len(job.windows) for job in jobs))
+    _warn_of_a_single_class(config, scenes, summary, to)
     _warn_of_undeclared_fill(config, store)
-    return store, summarize(tally, sum(len(job.windows) for job in jobs))
+    return store, summary
 
 
 def _declared_by_labels(config: TilingConfig, scenes: Scenes) -> list[tuple[str, float | None]]:
@@ -177,14 +179,18 @@ def _declared_by_labels(config: TilingConfig, scenes: Scenes) -> list[tuple[str,
     return [(label.file, label.nodata) for label in labels if isinstance(label, RasterScene)]
 
 
-def _warn_of_hidden_background(config: TilingConfig, scenes: Scenes, store: TileStore) -> None:
-    if "label" not in store.sources:
+def _warn_of_a_single_class(
+    config: TilingConfig, scenes: Scenes, summary: Summary, store: Path
+) -> None:
+    """Say which options or declarations hide all classes but one; declared ones do not count."""
+    found = summary.classes.get("label", {})
+    if len(found) != 1:
         return
-    classes = store.sources["label"].classes
-    said = nodata_hides_background(_declared_by_labels(config, scenes), len(classes))
-    if said:
-        only = ", ".join(map(str, classes))
-        warnings.warn(f"{store.path}: the only class is {only}. {said}", stacklevel=4)
+    hidden = nodata_hides_background(_declared_by_labels(config, scenes), 1)
+    ignored = ignored_but_one(config.ignore, 1)
+    only = next(iter(found))
+    for said in filter(None, (hidden, ignored)):
+        warnings.warn(f"{store}: the only class is {only}. {said}", stacklevel=4)
 
 
 def _warn_of_undeclared_fill(config: TilingConfig, store: TileStore) -> None:
@@ -602,6 +608,7 @@ def _check_anything_is_kept(
 ) -> None:
     """Refuse scenes without a valid pixel, and a store without a tile."""
     hidden = nodata_hides_background(_declared_by_labels(config, scenes), 0)
+    hidden = hidden or ignored_but_one(config.ignore, 0)
     measured = set().union(*(result.measured for result in results))
     for scene, rasters in scenes:
         if scene.name not in measured:
