@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
@@ -457,7 +457,10 @@ def _open(path: str) -> Any:
     # It compares a nodata value that was declared in double precision with the range of float32.
     with LOCK, warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+        try:
+            return rasterio.open(path)
+        except UnicodeDecodeError as error:  # GDAL quotes what it found in a damaged file
+            raise RasterioIOError(f"what stands in it is no text ({error.reason})") from error
 
 
 def _age(path: str) -> int:
