@@ -229,6 +229,7 @@ def test_verdict_finer_pixels() -> None:
     for metric in texture:
         assert every(of("toytown", "gan", metric), of("toytown", "l1", metric))
         assert every(of("clear", "gan", metric), of("clear", "l1", metric))
+        assert every(of("ground", "gan", metric), of("ground", "l1", metric))
     assert every(of("toytown", "l1", "L1"), of("toytown", "gan", "L1"))
     # Style from the batch's mean, content image by image.
     assert every(
