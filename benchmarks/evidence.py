@@ -89,6 +89,12 @@ TRAINING = TrainingConfig(
 )
 
 
+BEFORE_GROUND = {("06", "ground"), ("07", "ground"), ("13", "clear")}
+"""Results (chapter, data) whose blocks were dealt by number, not yet by tiles: these stores have
+blocks of unequal size. They hold, but the present split gives other tiles; remove them from here
+when they are made again. All others have the same split as before, or were made again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One result: a task on some data, from one seed."""
@@ -788,6 +794,8 @@ def main() -> None:
         if run.path.exists():
             made_by = json.loads(run.path.read_text())["provenance"]["code"]
             state = "there" if made_by == code else "older than the library"
+            if (run.chapter, run.data) in BEFORE_GROUND:
+                state = "of an earlier split"
         if state == "missing" and not options.status:
             result = make(run)
             rows = result["rows"]["model"].items()
