@@ -143,8 +143,9 @@ def test_tile_and_training_say_it_once_each_and_the_option_mends_it(tmp_path, fi
     assert 90 < scaling.low[0] < scaling.high[0] < 310
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tile(TilingConfig(images=(path,), to=tmp_path / "none", size=32, nodata="none"))
-    assert not said(caught)  # it was said that all is measured
+        store = tile(TilingConfig(images=(path,), to=tmp_path / "none", size=32, nodata="none"))
+        describe(store, np.arange(len(store)), ScalingConfig())
+    assert not said(caught)  # it was said that all is measured, also to the training
 
 
 @pytest.mark.parametrize("fill", [FLOAT_MIN, -3.4e38])

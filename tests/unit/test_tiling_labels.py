@@ -149,6 +149,22 @@ def test_also_where_no_tile_is_left(tmp_path, given, minimum, match):
         tile(TilingConfig(**given, minimum_valid=minimum))
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"label_nodata": 0}, "--label-nodata is for labels, and none are given"),
+        ({"ignore": 255}, "--ignore is for labels"),
+        ({"colours": "c.txt"}, "--colours is for labels"),
+        ({"classes": (0, 1)}, "--classes is for labels"),
+        ({"fine_nodata": "none"}, "--fine-nodata is for --fine, and no finer"),
+    ],
+)
+def test_options_for_what_is_not_given_are_refused(given, options, match):
+    with pytest.raises(InputError, match=match):
+        tile(TilingConfig(**given, **options))
+    assert not given["to"].exists()
+
+
 # --- Unknown classes ------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ganlab.config import ScalingConfig, from_dict, to_dict
-from ganlab.data.fill import how_to_declare, warn_of_fill
+from ganlab.data.fill import how_to_declare, said_to_be_measured, warn_of_fill
 from ganlab.data.missing import HUGE
 from ganlab.data.store import Source, TileStore, check_source_names
 from ganlab.errors import InputError
@@ -190,7 +190,8 @@ def describe(store: TileStore, train: Tiles, config: ScalingConfig, sample: int 
         if not all(len(band) for band in bands):
             raise InputError(f"{store.path}: no valid pixel of {name!r} in the training tiles")
         _check_range(str(store.path), source, bands)
-        warn_of_fill(str(store.path), name, source.bands, pixels, valid[:, 0], stacklevel=3)
+        if not said_to_be_measured(name, store.tiling):
+            warn_of_fill(str(store.path), name, source.bands, pixels, valid[:, 0], stacklevel=3)
         natural = (0.0, 255.0) if source.dtype == "uint8" else (None, None)
         low = _per_band(config.low, bands, natural[0], 0.005)
         high = _per_band(config.high, bands, natural[1], 0.995)

@@ -17,6 +17,8 @@ Bools = npt.NDArray[np.bool_]
 
 OPTIONS = {"image": "--nodata", "fine": "--fine-nodata"}
 """What declares the value when tiling."""
+SETTINGS = {"image": "nodata", "fine": "fine_nodata"}
+"""The same in ``TilingConfig``."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ def _abrupt(values: Array, valid: Bools, here: Bools, others: Array) -> float:
     return float(step / np.median(np.abs(others - extreme)))
 
 
+def said_to_be_measured(source: str, tiling: Mapping[str, Any]) -> bool:
+    """Whether the options of a tiling say that no value of an image source means missing."""
+    return source in SETTINGS and tiling.get(SETTINGS[source]) == "none"
+
+
 def warn_of_fill(
     what: str,
     source: str,
@@ -156,12 +163,15 @@ def _sentence(what: str, source: str, value: float, fractions: Mapping[str, floa
     least = min(fractions.values())
     most = max(fractions.values())
     shown = f"{most:.1%}" if f"{least:.1%}" == f"{most:.1%}" else f"{least:.1%} to {most:.1%}"
+    measured = "all is well"
+    if source in OPTIONS:
+        measured += f" ({OPTIONS[source]} none says so)"
     several = "band" if len(fractions) == 1 else "bands"
     return (
         f"{what}: the value {value:.17g} makes up {shown} of the pixels of {source!r} in {several} "
         f"{', '.join(fractions)} and lies apart from all others, as a fill value does that no file "
         f"declares. If these pixels are missing, {how_to_declare(source, value)}; if they were "
-        "measured, all is well"
+        f"measured, {measured}"
     )
 
 

@@ -270,6 +270,8 @@ class TileStore:
     """Number of tiles in each shard."""
     damage: str | None = None
     """What is wrong with the description of the tiles, so that none of them is read."""
+    tiling: dict[str, Any] = field(default_factory=dict)
+    """The options it was made with."""
 
     def __post_init__(self) -> None:
         self._all = self.sources | {"valid": VALID}
@@ -304,7 +306,7 @@ class TileStore:
         scenes = {scene.name: scene for scene in head.scenes}
         shards = list(head.shards)
         damage = head_damage or index_damage
-        return cls(path, sources, scenes, head.size, tiles, shards, damage)
+        return cls(path, sources, scenes, head.size, tiles, shards, damage, head.tiling)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).open, (self.path,)

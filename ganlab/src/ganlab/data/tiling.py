@@ -28,7 +28,7 @@ from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.conversion import paths_of
 from ganlab.data import repairs
 from ganlab.data.bands import name_key, reordered, split_paths
-from ganlab.data.fill import warn_of_fill
+from ganlab.data.fill import said_to_be_measured, warn_of_fill
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.missing import common_nodata
 from ganlab.data.scenes import (
@@ -167,7 +167,7 @@ def tile_and_summarize(
     _warn_of_empty_parts(store)
     summary = summarize(tally, sum(len(job.windows) for job in jobs))
     _warn_of_a_single_class(config, scenes, summary, to)
-    _warn_of_undeclared_fill(config, store)
+    _warn_of_undeclared_fill(store)
     return store, summary
 
 
@@ -193,12 +193,11 @@ def _warn_of_a_single_class(
         warnings.warn(f"{store}: the only class is {only}. {said}", stacklevel=4)
 
 
-def _warn_of_undeclared_fill(config: TilingConfig, store: TileStore) -> None:
-    given = {"image": config.nodata, "fine": config.fine_nodata}
+def _warn_of_undeclared_fill(store: TileStore) -> None:
     tiles = np.linspace(0, len(store) - 1, min(len(store), FILL_TILES)).round().astype(int)
     valid = store.read("valid", tiles)[:, 0] > 0
     for name, source in store.sources.items():
-        if source.kind != "image" or given.get(name) == "none":
+        if source.kind != "image" or said_to_be_measured(name, store.tiling):
             continue
         known = valid.repeat(source.factor, 1).repeat(source.factor, 2)
         values = store.read(name, tiles)
@@ -353,6 +352,7 @@ def _open(config: TilingConfig, more: More) -> tuple[Scenes, Sources]:
         scenes.append((stored, tuple(rasters)))
     _warn_of_unlike_pixels([(rasters[0].file, scene.pixel_size) for scene, rasters in scenes])
     _check_vector_options(config, scenes)
+    _check_raster_options(config, scenes, tuple(sources))
     return _with_common_types(scenes, tuple(sources.values()))
 
 
@@ -374,6 +374,32 @@ def _check_vector_options(config: TilingConfig, scenes: Scenes) -> None:
         warnings.warn(
             Note(f"{empty} of {len(scenes)} scenes {have} no feature: all background (class 0)"),
             stacklevel=4,
+        )
+
+
+def _check_raster_options(config: TilingConfig, scenes: Scenes, names: Sequence[str]) -> None:
+    """Refuse options for labels or finer images where there are none: somebody forgot these."""
+    given = {
+        "--label-nodata": config.label_nodata != "declared",
+        "--ignore": bool(config.ignore),
+        "--colours": config.colours is not None,
+        "--classes": bool(config.classes),
+    }
+    if "label" not in names:
+        for option, is_given in given.items():
+            if is_given:
+                raise InputError(f"{option} is for labels, and none are given: leave it out")
+    else:
+        column = list(names).index("label")
+        vectors = [isinstance(rasters[column], VectorScene) for _, rasters in scenes]
+        for option in ("--label-nodata", "--colours"):
+            if all(vectors) and given[option]:
+                raise InputError(
+                    f"{option} is for label rasters, and all labels are vectors: leave it out"
+                )
+    if config.fine_nodata != "declared" and "fine" not in names:
+        raise InputError(
+            "--fine-nodata is for --fine, and no finer rasters are given: leave it out"
         )
 
 
