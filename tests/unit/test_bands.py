@@ -1,5 +1,7 @@
 """Bands by number and name, and paths with commas."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import rasterio
@@ -131,6 +133,30 @@ def test_bands_that_do_not_exist(wanted):
 def test_orders_are_compared_by_what_names_mean(bands, others, answer):
     assert reordered(bands, others) is answer
     assert reordered(others, bands) is answer
+
+
+def test_the_option_that_brings_bands_into_order_is_taken_even_if_they_are_called_by_digits(
+    tmp_path,
+):
+    one = write(tmp_path / "a.tif", PIXELS[:3], names=("4", "3", "2"))
+    other = write(tmp_path / "b.tif", PIXELS[2::-1], names=("2", "3", "4"))
+    with pytest.raises(InputError, match="one order: --bands name:4 name:3 name:2$"):
+        tile(TilingConfig((one, other), tmp_path / "t", size=32))
+    words = ("name:4", "name:3", "name:2")
+    tile(TilingConfig((one, other), tmp_path / "t", size=32, bands=words))
+    assert first_pixels(open_scene(one, bands=words)) == values_of((1, 2, 3))
+    assert first_pixels(open_scene(other, bands=words)) == values_of((1, 2, 3))
+    task = Pix2PixConfig("image", "image", UNetConfig(width=4, depth=2), adversarial_weight=0.0)
+    training = TrainingConfig(steps=1, batch_size=1, tensorboard=False, device="cpu")
+    run = train(task, tmp_path / "t", tmp_path / "r", training)
+    rgbn = write(tmp_path / "c.tif", PIXELS, names=("B8", "B2", "B3", "B4"))
+    for scene in (other, write(tmp_path / "d.tif", PIXELS, names=("8", "2", "3", "4"))):
+        config = ApplyConfig(run=run, scene=scene, to=tmp_path / "made.tif", overwrite=True)
+        with pytest.raises(InputError, match="choose with --bands name:4 name:3 name:2$"):
+            apply(config)
+        apply(dataclasses.replace(config, bands=words))
+    with pytest.raises(InputError, match="choose with --bands$"):  # names of another kind
+        apply(dataclasses.replace(config, scene=rgbn))
 
 
 # --- stacked files -------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ganlab import clouds
 from ganlab.config import ApplyConfig
 from ganlab.data import repairs
-from ganlab.data.bands import reordered, split_paths
+from ganlab.data.bands import option_for, reordered, split_paths
 from ganlab.data.batches import as_float32
 from ganlab.data.geotiff import Output
 from ganlab.data.metres import ground_pixel_size
@@ -542,7 +542,8 @@ def _open_input(file: str, config: ApplyConfig, source: Source) -> Scene:
         convert = " && ".join(repairs.convert_line(path, source.dtype) for path in files)
         repair = f"convert its type, if its units are those of the training: {convert}"
         if strange:
-            repair = "choose with --bands"
+            option = option_for(source.bands, scene.parts)
+            repair = "choose with --bands" if option is None else f"choose with {option}"
         raise InputError(
             f"{scene.file} has {len(scene.bands)} bands {list(scene.bands)} of {scene.dtype}; the "
             f"model was trained on {expected}: {repair}"

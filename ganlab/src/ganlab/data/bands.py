@@ -7,6 +7,7 @@ named after. Names are compared as people write them: ``B04``, ``B4`` and ``b4``
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,21 @@ def _one_band(word: str | int, bands: Sequence[Band]) -> Band:
             f"{BY_NAME}{text} or {BY_NUMBER}{text}; it has {known}"
         )
     raise InputError(f"{file} has no single band {text!r}, but {known}: say {numbers}")
+
+
+def option_for(names: Sequence[str], bands: Sequence[Band]) -> str | None:
+    """The option that takes bands of these names out of a scene; None if it lacks one.
+
+    >>> red, nir = Band("a.tif", 1, "red", False), Band("a.tif", 2, "8", False)
+    >>> option_for(["8", "red"], [red, nir])
+    '--bands name:8 red'
+    """
+    words = []
+    for name in names:
+        if len(_places_of(name, bands)) != 1:
+            return None
+        words.append(f"{BY_NAME}{name}" if _is_number(name) else name)
+    return shlex.join(["--bands", *words])
 
 
 def _places_of(name: str, bands: Sequence[Band]) -> list[int]:

@@ -27,7 +27,7 @@ from ganlab import workers
 from ganlab.config import SplitConfig, TilingConfig, to_dict
 from ganlab.conversion import paths_of
 from ganlab.data import repairs
-from ganlab.data.bands import name_key, reordered, split_paths
+from ganlab.data.bands import name_key, option_for, reordered, split_paths
 from ganlab.data.fill import said_to_be_measured, warn_of_fill
 from ganlab.data.metres import ground_pixel_size
 from ganlab.data.missing import common_nodata
@@ -438,9 +438,10 @@ def _how_to_order(raster: Scene, wanted: Source) -> str:
     keys = [name_key(name) for name in wanted.bands]
     if len(set(names)) < len(names) or set(names) != set(keys):
         return ", by name with --bands"
-    if wanted.name == "image":
-        return f": --bands {' '.join(wanted.bands)}"
     assert isinstance(raster, RasterScene)
+    option = option_for(wanted.bands, raster.parts)
+    if wanted.name == "image" and option is not None:
+        return f": {option}"
     numbers = [raster.parts[names.index(key)].number for key in keys]
     return f". Repair: {repairs.bands_line(raster.file, numbers, 'ordered')}"
 
