@@ -115,7 +115,7 @@ def test_trained_ground_is_written_and_read(first, tmp_path):
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"size"', '"sise"'),
+        lambda text: text.replace('"size"', '"width_"'),
         lambda text: json.dumps({"own": [{**json.loads(text)["own"][0], "rows": [0]}]}),
         lambda text: "[" * 100_000,
         lambda text: "{}",
@@ -249,7 +249,7 @@ def test_a_start_from_other_weights_remembers_their_ground(run, first, tmp_path)
 
 def test_training_and_tiling_tell_of_empty_parts(tmp_path):
     pair = write_pair(tmp_path, "town")
-    with pytest.warns(UserWarning, match=r"tiles: the split leaves no tile for validation and te"):
+    with pytest.warns(UserWarning, match=r"tiles: the split leaves no tile for validation and"):
         store = tile(TilingConfig((pair[0],), tmp_path / "tiles", (pair[1],), size=64))
     config = TrainingConfig(**{**vars(QUICK), "split": SplitConfig()})
     with pytest.warns(UserWarning, match=r"leaves no tile for validation and test \(9 train"):

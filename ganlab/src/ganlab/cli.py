@@ -242,8 +242,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a wrong input gives one line and exit code 2."""
+    interrupted: list[int] = []
     try:
-        with warnings.catch_warnings(), _sigterm_like_ctrl_c():
+        with warnings.catch_warnings(), _one_end_for_all_signals(interrupted):
             warnings.showwarning = lambda message, kind, *_: _say(f"{_word_for(kind)}: {message}")
             about = "GANs for aerial and satellite imagery."
             tyro.cli(_choice(COMMANDS), prog="ganlab", description=about, args=arguments)
@@ -253,20 +254,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(INTERRUPTED)
+    except Exception:
+        # A signal that comes inside C code, numpy's writing say, can surface as another error.
+        if not interrupted:
+            raise
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
 
 
 @contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Clean up after SIGTERM as after Ctrl-C; a training has a handler of its own meanwhile."""
-    ends_at_once = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not ends_at_once or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _one_end_for_all_signals(received: list[int]) -> Iterator[None]:
+    """Clean up after SIGTERM as after Ctrl-C; a training has a handler of its own meanwhile.
+
+    What came is added to the list. A signal that the caller handles or ignores is left alone.
+    """
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    mine = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
+
+    def end(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in mine:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in mine:
+            signal.signal(number, usual[number])
 
 
 def _choice(commands: dict[str, Any]) -> Any:
