@@ -145,9 +145,10 @@ def ignored_but_one(ignore: Sequence[int], classes: int) -> str:
         return ""
     values = " ".join(map(str, ignore))
     value = ignore[0]
+    renumber = "" if value == 1 else f"; --colours FILE (lines `0 0` and `{value} 1`) renumbers it"
     return (
         f"--ignore {values} makes all others missing: if {value} is a class, as in masks of 0 and "
-        f"{value}, leave it out; --colours FILE (lines `0 0` and `{value} 1`) renumbers it"
+        f"{value}, leave it out{renumber}"
     )
 
 
