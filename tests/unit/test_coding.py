@@ -117,6 +117,22 @@ def test_missing_pixels_need_no_class(tmp_path, table):
     assert labels.nodata is None  # 9 is no class
 
 
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_class_whose_colour_is_declared_missing_is_said(tmp_path, bands):
+    path = write(tmp_path / "l.tif", np.repeat(CLASSES[None] * 9, bands, 0).astype("u1"), nodata=0)
+    table = tmp_path / "t.txt"
+    table.write_text("".join(f"{f'{9 * i} ' * bands}{i}\n" for i in range(4)))
+    like = open_scene(path).grid
+    with pytest.warns(UserWarning, match=r"l\.tif declares nodata 0, .*t\.txt gives class 0 to 0"):
+        _, valid = everything(open_labels(path, like, colours=table))
+    assert np.array_equal(valid, CLASSES != 0)
+    with pytest.warns(UserWarning, match="none takes its place") as said:
+        values, valid = everything(open_labels(path, like, colours=table, nodata="none"))
+    assert valid.all()
+    assert np.array_equal(values[0], CLASSES)
+    assert not [w for w in said if "gives class" in str(w.message)]
+
+
 def test_masks_of_255_become_masks_of_1(tmp_path):
     table = tmp_path / "values.txt"
     table.write_text("0 0\n255 1\n1 1\n")

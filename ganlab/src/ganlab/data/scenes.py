@@ -290,7 +290,10 @@ def open_labels(
         by_colour = colours is not None and columns_of(colours) > 1
         palette: Palette = "expand" if by_colour else "keep"
         raster = open_scene([path], (), nodata, ungeoreferenced, option=option, palette=palette)
-        return replace(_as_classes(raster, colours), ignore=tuple(ignore))
+        classes = _as_classes(raster, colours)
+        if nodata in (None, "declared"):
+            _say_what_is_hidden(classes, option)
+        return replace(classes, ignore=tuple(ignore))
     if like.crs is None:
         raise InputError(f"{path} needs an image with a CRS to lie on; give raster labels")
     features = features_on(path, like, attribute, layer)
@@ -306,6 +309,22 @@ def open_labels(
         empty=features.empty,
         ignore=tuple(ignore),
     )
+
+
+def _say_what_is_hidden(label: RasterScene, option: str) -> None:
+    """Say where a colour has a class in the table, but means missing by the file's own words."""
+    if label.coding is None:
+        return
+    nodata = [band.nodata for band in label.parts]
+    for colour, number in label.coding.table:
+        if list(colour) == nodata:
+            shown = " ".join(map(str, colour))
+            warnings.warn(
+                f"{label.file} declares nodata {colour[0]}, and {label.coding.source} gives class "
+                f"{number} to {shown}: these pixels count as missing, and {option} none makes them "
+                "that class",
+                stacklevel=3,
+            )
 
 
 def _as_classes(raster: RasterScene, colours: str | Path | None) -> RasterScene:
