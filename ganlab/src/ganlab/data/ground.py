@@ -286,9 +286,11 @@ def overlapping_pairs(some: Footprints, others: Footprints) -> tuple[Ints, Ints]
         theirs = of_others.get(plane, np.empty(0, np.int64))
         tree = shapely.STRtree(shapely.box(*others.box[theirs].T))
         first, second = tree.query(shapely.box(*some.box[mine].T), predicate="intersects")
-        first, second = mine[first], theirs[second]
+        first = mine[first]
+        second = theirs[second]
         shared = overlap_area(some.box[first], others.box[second]) > 0
-        first, second = first[shared], second[shared]
+        first = first[shared]
+        second = second[shared]
         for start in range(0, len(first), PAIRS):
             part = slice(start, start + PAIRS)
             shared = _outlines_overlap(some.of(first[part]), others.of(second[part]))

@@ -215,7 +215,8 @@ class _Touched:
 
 
 def _check(config: SplitConfig, size: int) -> None:
-    validation, test = config.validation, config.test
+    validation = config.validation
+    test = config.test
     if not (validation >= 0 and test >= 0 and test + validation <= 1 + 1e-9):  # NaN is none
         raise InputError(f"validation {validation} and test {test} must be fractions of 1")
     if config.by == "group":
@@ -232,8 +233,10 @@ def _named_groups(config: SplitConfig, tiles: Sequence[IndexedTile]) -> dict[str
     known = {tile.group for tile in tiles}
     wrong = [name for name in named if name not in known or named.count(name) > 1]
     if wrong:
-        found, names = ", ".join(wrong), ", ".join(sorted(known))
-        raise InputError(f"groups {found} are unknown or in two parts; it has {names}")
+        raise InputError(
+            f"groups {', '.join(wrong)} are unknown or in two parts; it has "
+            f"{', '.join(sorted(known))}"
+        )
     pinned = dict.fromkeys(config.test_groups, TEST)
     return {**pinned, **dict.fromkeys(config.validation_groups, VALIDATION)}
 
@@ -300,7 +303,8 @@ def _as_pairs(planes: Ints, first: Ints, last: Ints) -> _Touched:
     tile = np.concatenate(tiles)
     block = np.concatenate(blocks)
     order = np.argsort(tile, kind="stable")
-    tile, block = tile[order], block[order]
+    tile = tile[order]
+    block = block[order]
     # Whole tiles first, so that they decide on the order of the blocks.
     is_whole = (spans[tile] == 0).all(axis=1)
     by_whole = np.concatenate([np.flatnonzero(is_whole), np.flatnonzero(~is_whole)])
@@ -322,22 +326,22 @@ def _deal(config: SplitConfig, touched: _Touched, pinned: Mapping[str, int]) -> 
         fixed[unit] = True
         parts[unit] = part
     # A block without a whole tile decides nothing: it stays with the training.
-    free = np.flatnonzero((sizes > 0) & ~fixed)
-    order = np.random.default_rng(derived_seed(config.seed, "split")).permutation(len(free))
-    free = free[order]
+    movable = np.flatnonzero((sizes > 0) & ~fixed)
+    order = np.random.default_rng(derived_seed(config.seed, "split")).permutation(len(movable))
+    movable = movable[order]
     fractions = {VALIDATION: config.validation, TEST: config.test}
     for part in set(pinned.values()):
         fractions[part] = 0.0  # the named groups are all of it
     wanted = {part: fraction for part, fraction in fractions.items() if fraction > 0}
-    if not wanted or not len(free):
+    if not wanted or not len(movable):
         return touched.parts_of_tiles(parts)
     goal = _Goal(wanted, len(touched.starts), sum(fractions.values()) < 1)
-    parts[free] = _deal_by_number(len(free), fractions)
-    parts = _exchanged(touched, parts, free, goal)
+    parts[movable] = _deal_by_number(len(movable), fractions)
+    parts = _exchanged(touched, parts, movable, goal)
     if not goal.is_reached(_counts(touched.parts_of_tiles(parts))):
         others = parts.copy()
-        others[free] = _deal_by_size(sizes[free], wanted)
-        others = _exchanged(touched, others, free, goal)
+        others[movable] = _deal_by_size(sizes[movable], wanted)
+        others = _exchanged(touched, others, movable, goal)
         costs = [goal.cost(_counts(touched.parts_of_tiles(p))) for p in (parts, others)]
         parts = others if costs[1] < costs[0] - 1e-6 else parts
     return touched.parts_of_tiles(parts)
@@ -425,12 +429,12 @@ class _Goal:
         return cost
 
 
-def _exchanged(touched: _Touched, parts: Ints, free: Ints, goal: _Goal) -> Ints:
+def _exchanged(touched: _Touched, parts: Ints, movable: Ints, goal: _Goal) -> Ints:
     """The parts of the units, moved and exchanged while that helps and the goal is not reached."""
     allowed = np.array([TRAIN, *goal.fractions])
     counts = _counts(touched.parts_of_tiles(parts))
     while not goal.is_reached(counts):
-        better = _first_better(touched, parts, free, allowed, goal, counts)
+        better = _first_better(touched, parts, movable, allowed, goal, counts)
         if better is None:
             break
         parts, counts = better
@@ -438,14 +442,14 @@ def _exchanged(touched: _Touched, parts: Ints, free: Ints, goal: _Goal) -> Ints:
 
 
 def _first_better(
-    touched: _Touched, parts: Ints, free: Ints, allowed: Ints, goal: _Goal, counts: Ints
+    touched: _Touched, parts: Ints, movable: Ints, allowed: Ints, goal: _Goal, counts: Ints
 ) -> tuple[Ints, Ints] | None:
     """The parts of the units, and tiles in each part, after a change that lowers the cost.
 
     Changes are sorted by what they promise by whole tiles; the first few are counted exactly, with
     the tiles between blocks that they free or drop.
     """
-    units, targets = _changes(parts, free, allowed)
+    units, targets = _changes(parts, movable, allowed)
     sizes = np.append(touched.whole_tiles(), 0)  # the unit -1 is none
     steps = np.eye(len(PARTS), dtype=np.int64)
     moved = sizes[units][..., None] * (steps[targets] - steps[parts[units]])
@@ -461,18 +465,19 @@ def _first_better(
     return None
 
 
-def _changes(parts: Ints, free: Ints, allowed: Ints) -> tuple[Ints, Ints]:
+def _changes(parts: Ints, movable: Ints, allowed: Ints) -> tuple[Ints, Ints]:
     """Moves of one unit and exchanges of two: units ``(n, 2)``, -1 for none, and new parts."""
-    unit = np.repeat(free, len(allowed))
-    target = np.tile(allowed, len(free))
+    unit = np.repeat(movable, len(allowed))
+    target = np.tile(allowed, len(movable))
     other = parts[unit] != target
     none = np.full(int(other.sum()), -1)
     units = np.stack([unit[other], none], axis=1)
     targets = np.stack([target[other], none * 0], axis=1)
-    if len(free) > PAIRED:
+    if len(movable) > PAIRED:
         return units, targets
-    first, second = np.triu_indices(len(free), 1)
-    one, two = free[first], free[second]
+    first, second = np.triu_indices(len(movable), 1)
+    one = movable[first]
+    two = movable[second]
     unlike = parts[one] != parts[two]
     pairs = np.stack([one[unlike], two[unlike]], axis=1)
     exchanged = parts[pairs[:, ::-1]]
