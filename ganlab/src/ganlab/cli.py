@@ -268,7 +268,10 @@ def _one_end_for_all_signals(received: list[int]) -> Iterator[None]:
 
     What came is added to the list. A signal that the caller handles or ignores is left alone.
     """
-    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    usual: dict[int, Any] = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
     mine = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
     if threading.current_thread() is not threading.main_thread():
         mine = []
