@@ -498,6 +498,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tile_store_is_no_place_for_a_run(tiles, quick, tiny):
+    before = sorted(path.name for path in tiles.iterdir())
+    with pytest.raises(InputError, match="is a tile store; give another folder for the run"):
+        train(tiny(), tiles, tiles, quick())
+    assert sorted(path.name for path in tiles.iterdir()) == before
+
+
 def test_wrong_tasks_and_folders_are_refused(tiles, tmp_path, quick, tiny, run):
     with pytest.raises(InputError, match="UNetConfig configures no task; tasks: .*'pix2pix'"):
         train(UNetConfig(), tiles, tmp_path / "run", quick())

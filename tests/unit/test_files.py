@@ -134,3 +134,12 @@ def test_a_folder_whose_surroundings_cannot_be_written_holds_its_lock(tmp_path, 
         with pytest.raises(InputError, match="being written"), exclusive(target, "mine"):
             pass
     assert os.listdir(target) == []
+
+
+def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path):
+    pipe = tmp_path / "a.json"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"a\.json is no regular file, and is not replaced"):
+        replace_text(pipe, "new")
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["a.json"]

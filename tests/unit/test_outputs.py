@@ -20,6 +20,7 @@ from ganlab import files, inference
 from ganlab.config import ApplyConfig, Pix2PixConfig, TilingConfig, TrainingConfig, UNetConfig
 from ganlab.data import placing
 from ganlab.data.batches import DataSpec, Scaling
+from ganlab.data.placing import in_the_way
 from ganlab.data.raster_files import shown
 from ganlab.data.store import Source
 from ganlab.data.tiling import tile
@@ -533,3 +534,10 @@ def test_the_grid_that_an_output_takes_is_not_replaced(tmp_path, task, trained):
     with pytest.raises(InputError, match="is a folder or the scene itself"):
         applied(tmp_path, tmp_path / "map.geojson", like=str(like), overwrite=True)
     assert like.read_bytes() == before
+
+
+def test_a_pipe_is_no_place_for_an_output(tmp_path):
+    os.mkfifo(tmp_path / "made.tif")
+    with pytest.raises(InputError, match=r"made\.tif is a folder or no regular file"):
+        in_the_way([tmp_path / "made.tif"], georeferenced=True)
+    assert (tmp_path / "made.tif").is_fifo()

@@ -611,3 +611,9 @@ def test_a_missing_vector_library_is_named(tmp_path, monkeypatch):
 def test_bands_in_another_order(bands, others, expected):
     pair = tuple(bands.split()), tuple(others.split())
     assert reordered(*pair) is reordered(*reversed(pair)) is expected
+
+
+def test_a_pipe_is_no_scene(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif cannot be opened as a raster: it is a pipe"):
+        open_scene(tmp_path / "a.tif")

@@ -34,6 +34,11 @@ def is_plain_name(name: object) -> bool:
     return not set(name) & set('/\\:*?"<>|')
 
 
+def is_special(path: Path) -> bool:
+    """Whether a pipe, a device or a socket lies there: nothing to replace, or to wait for."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextmanager
 def exclusive(target: Path, what: str) -> Iterator[None]:
     """Hold the right to write ``target``, which the system gives back when the process ends.
@@ -55,6 +60,10 @@ def exclusive(target: Path, what: str) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
+        if not os.path.lexists(path):
+            raise InputError(
+                f"{target} cannot be written: no file can be made in {path.parent}"
+            ) from None
         raise InputError(
             f"{target} is being written by another process ({what}); wait for it, or give another "
             "name"
@@ -78,6 +87,8 @@ def beside(target: Path) -> Iterator[Path]:
 
     The file is synced to disk before it is renamed.
     """
+    if is_special(target):
+        raise OSError(f"{target} is no regular file, and is not replaced")
     handle, name = tempfile.mkstemp(LEFTOVER, f".{target.name}.", target.parent)
     os.close(handle)
     temporary = Path(name)

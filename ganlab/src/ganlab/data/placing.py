@@ -14,6 +14,7 @@ from ganlab.data.raster_files import (
     written_with,
 )
 from ganlab.errors import InputError
+from ganlab.files import is_special
 from ganlab.together import FINISHED, replace_together, unfinished
 
 
@@ -96,13 +97,13 @@ def in_the_way(targets: Sequence[Path], georeferenced: bool) -> list[Path]:
     """Older rasters of these names, what was written with them, and what describes them.
 
     Raises:
-        InputError: a name is that of a folder, or its side files belong to another raster.
+        InputError: a name is no file's, or its side files belong to another raster.
     """
     found: dict[Path, None] = {}
     companions: list[Path] = []
     for target in targets:
-        if target.is_dir():
-            raise InputError(f"{target} is a folder; give another name")
+        if target.is_dir() or is_special(target):
+            raise InputError(f"{target} is a folder or no regular file; give another name")
         if os.path.lexists(target):
             found[target] = None
             companions += written_with(target)

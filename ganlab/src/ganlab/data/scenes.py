@@ -44,6 +44,7 @@ from ganlab.data.palettes import (
 from ganlab.data.tags import BandTags, Tagged, read_tags, tags_of, tags_of_classes
 from ganlab.data.vectors import Features, features_on, is_vector
 from ganlab.errors import InputError
+from ganlab.files import is_special
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -476,6 +477,8 @@ def _open(path: str) -> Any:
     # It compares a nodata value that was declared in double precision with the range of float32.
     with LOCK, warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if is_special(Path(path)):
+            raise RasterioIOError("it is a pipe or a device, no file")
         try:
             return rasterio.open(path)
         except UnicodeDecodeError as error:  # GDAL quotes what it found in a damaged file

@@ -116,6 +116,8 @@ def _begin(
         raise InputError(f"{type(task).__name__} configures no task; tasks: {sorted(TASKS)}")
     if checkpoints.all_in(run / "checkpoints"):
         raise InputError(f"{run} is a run already; continue it with: ganlab resume --run {run}")
+    if (run / "store.json").exists():
+        raise InputError(f"{run} is a tile store; give another folder for the run")
     check_words(task)
     check_words(config)
     check_sizes(task)
