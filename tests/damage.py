@@ -3,6 +3,8 @@
 The damage follows from a seed, so a case that fails can be made again.
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,3 +84,31 @@ def result_or_refusal(work: Callable[[], Any]) -> Any:
     assert message.strip(), "a refusal says nothing"
     assert "\n" not in message, f"a refusal has several lines: {message}"
     return refusal
+
+
+def killed_before_change(number: int, work: Callable[[], Any]) -> bool:
+    """Do ``work`` in a forked process that dies before its n-th change of the file system.
+
+    Returns whether it died; if not, it had fewer changes.
+    """
+    child = os.fork()
+    if child == 0:
+        changes = [0]
+
+        def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                changes[0] += 1
+                if changes[0] == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return change(*arguments, **options)
+
+            return call
+
+        for name in ("replace", "unlink", "mkdir", "rmdir", "rename"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)

@@ -2,7 +2,6 @@
 pairs that toytown and samples make of them, also after kills."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from damage import killed_before_change
 
 from ganlab import files
 from ganlab.config import ToytownConfig
@@ -82,30 +82,6 @@ def test_a_disk_that_loses_pixels_without_a_word(tmp_path, monkeypatch):
 # Toytown and samples
 
 
-def killed(folder, number):
-    """Make two towns in another process, killed before its n-th change of the file system."""
-    child = os.fork()
-    if child == 0:
-        changes = [0]
-
-        def counted(change):
-            def call(*arguments, **options):
-                changes[0] += 1
-                if changes[0] == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return change(*arguments, **options)
-
-            return call
-
-        for name in ("replace", "unlink", "mkdir", "rmdir", "rename"):
-            setattr(os, name, counted(getattr(os, name)))
-        try:
-            toytown.write(ToytownConfig(folder, **TOWN))
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_toytown_goes_on_when_it_is_asked_again(tmp_path, monkeypatch):
     drawn = toytown.town(64, 3)
@@ -113,7 +89,8 @@ def test_a_killed_toytown_goes_on_when_it_is_asked_again(tmp_path, monkeypatch):
     number, died, published = 1, True, False
     while died:
         folder = tmp_path / str(number)
-        died = killed(folder, number)
+        town = ToytownConfig(folder, **TOWN)
+        died = killed_before_change(number, lambda town=town: toytown.write(town))
         if (folder / PAIRS[0]).exists() and not list(folder.glob(".*/journal.json")):
             with pytest.raises(InputError, match="exists already"):  # all of it
                 toytown.write(ToytownConfig(folder, **TOWN))

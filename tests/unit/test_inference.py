@@ -20,7 +20,7 @@ from torch import nn
 
 from ganlab import inference
 from ganlab.config import ApplyConfig, Pix2PixConfig, TilingConfig, TrainingConfig, UNetConfig
-from ganlab.data import geotiff
+from ganlab.data import geotiff, tags
 from ganlab.data.batches import DataSpec, Scaling
 from ganlab.data.scenes import Grid, Scene
 from ganlab.data.store import Source
@@ -445,9 +445,7 @@ def test_any_number_of_bands_and_no_transparency(tmp_path, run_of, names, dtype)
     source = Source("image", "image", dtype, names)
     array = noise((len(names), 40, 50), dtype)
     array[:, 0, 0] = 0
-    colours = [
-        ColorInterp[name] if name in geotiff.COLOURS else ColorInterp.undefined for name in names
-    ]
+    colours = [ColorInterp[name] if name in tags.RGB else ColorInterp.undefined for name in names]
     options = {"names": names, "colours": colours, "photometric": "minisblack"}
     scene = raster(tmp_path / "in.tif", array, **options)
     high = {"uint8": 255.0, "uint16": 65535.0, "int16": 32767.0, "float32": 400.0}[dtype]

@@ -273,34 +273,16 @@ def test_a_new_folder_and_the_usual_rights(tmp_path, task):
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 import torch
+from damage import killed_before_change
 from test_outputs import *
 
 torch.set_num_threads(1)
 task = Copies("image", "two").eval()
 inference.load_task = lambda *_, **__: task
 root = Path(sys.argv[1])
-
-def killed(folder, number):
-    child = os.fork()
-    if child == 0:
-        changes = [0]
-        def counted(change):
-            def call(*arguments, **options):
-                changes[0] += 1
-                if changes[0] == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return change(*arguments, **options)
-            return call
-        for name in ("replace", "unlink", "mkdir", "rmdir", "rename"):
-            setattr(os, name, counted(getattr(os, name)))
-        try:
-            applied(folder, root / "scene.tif", overwrite=True)
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 number, died = 1, True
 while died:
@@ -310,7 +292,8 @@ while died:
         raster(folder / name, value=7)
         (folder / f"{name}.aux.xml").write_text("old")
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
-    died = killed(folder, number)
+    work = lambda: applied(folder, root / "scene.tif", overwrite=True)
+    died = killed_before_change(number, work)
     try:
         # Refused, as there are outputs, and what the kill left is put in order.
         applied(folder, root / "scene.tif")
@@ -352,6 +335,7 @@ def test_a_kill_before_any_change_leaves_all_outputs_old_or_all_new(tmp_path):
 TERMINATED = """
 import sys, time
 from pathlib import Path
+from damage import killed_before_change
 from test_outputs import *
 from ganlab import cli
 from ganlab.data.scenes import RasterScene

@@ -3,9 +3,9 @@ journals."""
 
 import json
 import os
-import signal
 
 import pytest
+from damage import killed_before_change
 
 from ganlab import files
 from ganlab.errors import InputError
@@ -77,34 +77,6 @@ def test_a_check_that_fails_undoes(tmp_path):
     assert held(tmp_path) == OLDER
 
 
-def killed_before_change(folder, number):
-    """Replace in another process that dies before its n-th change of the file system.
-
-    Returns whether it died; if not, it had fewer changes.
-    """
-    child = os.fork()
-    if child == 0:
-        changes = [0]
-
-        def counted(change):
-            def call(*arguments, **options):
-                changes[0] += 1
-                if changes[0] == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return change(*arguments, **options)
-
-            return call
-
-        for name in ("replace", "unlink", "mkdir", "rmdir", "rename"):
-            setattr(os, name, counted(getattr(os, name)))
-        try:
-            replace(folder)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("older", [OLDER, {}])
 def test_a_kill_before_any_change_leaves_all_old_or_all_new(tmp_path, older):
@@ -114,7 +86,7 @@ def test_a_kill_before_any_change_leaves_all_old_or_all_new(tmp_path, older):
         place = tmp_path / str(number)
         place.mkdir()
         fill(place, older)
-        died = killed_before_change(place, number)
+        died = killed_before_change(number, lambda place=place: replace(place))
         recover(place / "made.tif")
         assert held(place) in (older, new), number
         assert not [path for path in place.iterdir() if path.is_dir()]

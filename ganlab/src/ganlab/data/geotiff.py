@@ -24,7 +24,6 @@ from ganlab.files import exclusive
 from ganlab.together import FINISHED
 
 Names = Sequence[str]
-COLOURS = ("red", "green", "blue")
 SOFTWARE = f"ganlab {__version__}"
 """What the tag ``TIFFTAG_SOFTWARE`` holds."""
 
