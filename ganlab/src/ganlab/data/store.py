@@ -161,7 +161,7 @@ class StoredScene:
     """Metres on the ground of a tile pixel in the middle; None where they are not known."""
 
     def __post_init__(self) -> None:
-        _check_transform(self.transform, f"scene {self.name!r:.80}")
+        check_transform(self.transform, f"scene {self.name!r:.80}")
         if not (1 <= self.width <= LARGEST_SCENE and 1 <= self.height <= LARGEST_SCENE):
             raise InputError(f"scene {self.name!r:.80} has {self.width} x {self.height} pixels")
 
@@ -482,14 +482,19 @@ def _check_tile(tile: Tile, number: int, scenes: dict[str, StoredScene], size: i
     if not (0 <= tile.row < scene.height and 0 <= tile.column < scene.width):
         place = f"row {tile.row}, column {tile.column}"
         raise InputError(f"{place} is outside of scene {tile.scene!r:.80}")
-    _check_transform(tile.transform, f"tile {number}")
+    check_transform(tile.transform, f"tile {number}")
     if not 0 <= tile.valid_fraction <= 1:
         raise InputError(f"valid_fraction {tile.valid_fraction}, expected 0 to 1")
     if not re.fullmatch("[0-9a-f]{8}", tile.checksum):
         raise InputError(f"checksum {tile.checksum!r:.80}, expected eight hexadecimal digits")
 
 
-def _check_transform(transform: tuple[float, ...], what: str) -> None:
+def check_transform(transform: tuple[float, ...], what: str) -> None:
+    """Refuse what is no affine transform of pixels with an area; ``what`` has it, for the message.
+
+    Raises:
+        InputError: it is not six finite numbers, or the pixels have no area.
+    """
     if len(transform) != 6 or not all(map(math.isfinite, transform)):
         raise InputError(f"{what}: transform {transform!s:.200}, expected six finite numbers")
     a, b, _, d, e, _ = transform

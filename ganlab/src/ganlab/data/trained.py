@@ -6,7 +6,6 @@ with tiles of any store, grown, renamed or made anew, so that none is taken for 
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ganlab.config import from_dict, to_dict
+from ganlab.config import from_dict, read_json, to_dict
 from ganlab.data.ground import Ground, Placed, Windows, overlapping_pairs
 from ganlab.data.split import PARTS, Split, contents, windows_of
-from ganlab.data.store import Tile, TileStore
+from ganlab.data.store import Tile, TileStore, check_transform
 from ganlab.errors import InputError
 from ganlab.files import replace_text
 
@@ -132,25 +131,19 @@ def read_trained(run: Path) -> tuple[list[TrainedScene], list[TrainedScene]]:
         InputError: the file is missing or damaged.
     """
     path = run / FILE
+    lost = "without it nobody can tell which ground the run was trained on"
+    record = read_json(path, ("own", "inherited"), lost)
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
         own = [_scene(values) for values in record["own"]]
         inherited = [_scene(values) for values in record["inherited"]]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); without it nobody can tell which ground the run "
-            "was trained on"
-        ) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {lost}") from error
     return own, inherited
 
 
 def _scene(values: Any) -> TrainedScene:
     scene = from_dict(TrainedScene, values)
-    if len(scene.transform) != 6 or not all(map(math.isfinite, scene.transform)):
-        raise InputError(f"scene {scene.name} has the transform {scene.transform}")
-    a, b, _, d, e, _ = scene.transform
-    if a * e == b * d:
-        raise InputError(f"scene {scene.name} has pixels without a size: {scene.transform}")
+    check_transform(scene.transform, f"scene {scene.name!r:.80}")
     if len({len(scene.rows), len(scene.columns), len(scene.checksums)}) != 1:
         raise InputError(f"scene {scene.name} has rows, columns and checksums of unlike number")
     if min(scene.size, scene.width, scene.height) < 1:
